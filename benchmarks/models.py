@@ -1,0 +1,104 @@
+"""The models that are measured and tested: architectures from timm and torchvision with random, but lively, parameters.
+
+Freshly initialised networks are poor test subjects. Batch normalisation starts as the identity, so folding it is never
+really tested; layer scales start at 1e-6 and some last scales of a block at 0, so whole branches do not reach the
+output, and an error in them goes unseen. Here every such parameter is drawn at random, from a fixed seed, and the
+running statistics of batch normalisation are drawn around what the layer really receives, so that activations stay of
+order one through any depth.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+SEED = 2024
+DEFAULT_SIZE = 224
+_DEFAULT_SIZES = {"xception41": 299, "edgenext_small": 256}
+_TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
+_CALIBRATION_BATCH = 2
+
+
+def default_size(name: str) -> int:
+    """Side in pixels of the square image on which model `name` is measured unless a size is asked for."""
+    return _DEFAULT_SIZES.get(name, DEFAULT_SIZE)
+
+
+def load(name: str, size: int | None = None, batch: int = 1) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A model in eval mode, with reproducible random parameters, and inputs for it.
+
+    The parameters depend on `name` alone, so the same model can be tried at several sizes and batches.
+
+    Args:
+        name: a timm model, or one of torchvision's segmentation models.
+        size: side of the square input in pixels; by default `default_size(name)`.
+        batch: number of images.
+
+    Returns:
+        the model, and its inputs: one float32 tensor [batch, 3, size, size].
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = _create(name).eval()
+        generator = torch.Generator().manual_seed(SEED)
+        _draw_parameters(model, generator)
+        _draw_batch_norm_statistics(model, images(default_size(name), _CALIBRATION_BATCH, generator), generator)
+    inputs = images(size or default_size(name), batch, torch.Generator().manual_seed(SEED + 1))
+    return model.requires_grad_(False), (inputs,)
+
+
+def images(size: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Random images [batch, 3, size, size] with detail at every scale.
+
+    White noise alone would be averaged away by global pooling, and all images would look the same to a classifier.
+    """
+    total = torch.randn(batch, 3, size, size, generator=generator)
+    for cells in (1, 4, 16):
+        coarse = torch.randn(batch, 3, cells, cells, generator=generator)
+        total += nn.functional.interpolate(coarse, size=(size, size), mode="bilinear", align_corners=False)
+    return total / 2.0
+
+
+def _create(name: str) -> nn.Module:
+    """The bare architecture; nothing is downloaded."""
+    if name in _TORCHVISION_SEGMENTATION:
+        from torchvision.models import get_model
+
+        return cast("nn.Module", get_model(name, weights=None, weights_backbone=None))
+    import timm
+
+    return timm.create_model(name, pretrained=False)
+
+
+def _draw_parameters(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw scales from [0.5, 1.5], shifts from a normal distribution; large weights keep their initialisation."""
+    for module in model.modules():
+        is_product = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
+        for name, parameter in module.named_parameters(recurse=False):
+            if "bias" in name:
+                parameter.data.normal_(0.0, 0.1, generator=generator)
+            elif not is_product and parameter.numel() == max(parameter.shape, default=1):
+                # Norm weights, layer scales, gates: vectors, perhaps with broadcast dimensions of size one.
+                parameter.data.uniform_(0.5, 1.5, generator=generator)
+
+
+def _draw_batch_norm_statistics(model: nn.Module, sample: torch.Tensor, generator: torch.Generator) -> None:
+    """Draw running statistics, layer after layer, each scaled by the root mean square of its layer's input."""
+
+    def draw(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
+            return
+        mean_square = float(arguments[0].square().mean()) + 1e-6
+        module.running_mean.normal_(0.0, 0.1 * mean_square**0.5, generator=generator)
+        module.running_var.uniform_(0.5 * mean_square, 1.5 * mean_square, generator=generator)
+
+    hooks = [module.register_forward_pre_hook(draw) for module in model.modules() if isinstance(module, _BatchNorm)]
+    try:
+        with torch.no_grad():
+            model(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,48 @@
+"""sepc: a compiler for convolutional PyTorch models.
+
+    fast = sepc.compile(model)
+    y = fast(x)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sepc.errors import BuildError, InputError, ModelError, SepcError, TargetError, VerificationError
+
+if TYPE_CHECKING:
+    from sepc._compile import compile
+    from sepc.compiled import CompiledModel, RegionReport
+    from sepc.target import Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BuildError",
+    "CompiledModel",
+    "InputError",
+    "ModelError",
+    "RegionReport",
+    "SepcError",
+    "Target",
+    "TargetError",
+    "VerificationError",
+    "__version__",
+    "compile",
+]
+
+# Imported at first use, so that `import sepc` stays fast.
+_LAZY = {
+    "compile": "sepc._compile",
+    "CompiledModel": "sepc.compiled",
+    "RegionReport": "sepc.compiled",
+    "Target": "sepc.target",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'sepc' has no attribute {name!r}")

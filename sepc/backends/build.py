@@ -1,0 +1,123 @@
+"""From kernels to one shared library: object files by TVM, an entry point in C, one link.
+
+The entry point runs the kernels of a *segment* (a run of kernels with nothing on the host between them) one after the other inside
+a single OpenMP parallel region, with a barrier after each. OpenMP is the thread pool that PyTorch already has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+
+from sepc.backends.stages.vector import Expr
+from sepc.errors import BuildError
+from sepc.target import Target
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """A kernel's pointer argument: `offset_bytes` into the memory block number `block`."""
+
+    block: int
+    offset_bytes: int
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One kernel of a segment: its symbol and arguments. `number` counts the calls of the whole model, for timing."""
+
+    symbol: str
+    arguments: tuple[Pointer, ...]
+    number: int
+
+
+def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path) -> list[Path]:
+    """Compile each kernel (by symbol) to an object file in `directory`; several at a time. Returns the files."""
+
+    def compile_one(item: tuple[str, Expr]) -> Path:
+        symbol, function = item
+        path = directory / f"{symbol}.o"
+        compile_function(function, target).mod.write_to_file(str(path), "o")
+        return path
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(compile_one, kernels.items()))
+
+
+def compile_function(function: Expr, target: Target) -> Expr:
+    """TVM's executable for one raw kernel."""
+    return tvm.compile(function, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
+
+
+def entry_source(segments: Sequence[Sequence[KernelCall]], parameters: Mapping[str, int]) -> str:
+    """The C source of the entry point ``sepc_run`` over `segments`; `parameters` gives each kernel's number of pointers."""
+    lines = ["#include <omp.h>", "#include <stddef.h>", "#include <stdint.h>", ""]
+    for symbol, count in sorted(parameters.items()):
+        lines.append(f"int32_t {symbol}({'void*, ' * count}int32_t, int32_t);")
+    for index, segment in enumerate(segments):
+        lines += ["", f"static void segment_{index}(char* const* b, int32_t t, int32_t n, double* stamps) {{"]
+        for call in segment:
+            pointers = "".join(f"b[{p.block}] + {p.offset_bytes}, " for p in call.arguments)
+            lines.append(f"  {call.symbol}({pointers}t, n);")
+            lines.append("  if (n > 1) {\n    #pragma omp barrier\n  }")
+            lines.append(f"  if (stamps && t == 0) stamps[{call.number + 1}] = omp_get_wtime();")
+        lines.append("}")
+    lines += [
+        "",
+        "typedef void (*segment_t)(char* const*, int32_t, int32_t, double*);",
+        f"static const segment_t segments[] = {{{', '.join(f'segment_{i}' for i in range(len(segments))) or 'NULL'}}};",
+        "",
+        "/* Runs segment number `segment` on `threads` threads. `blocks` are the base addresses of the memory blocks. If `stamps`",
+        "   is given, stamps[i] and stamps[i + 1] are the times in seconds before and after call number i. */",
+        "void sepc_run(int32_t segment, char* const* blocks, int32_t threads, double* stamps, int32_t first) {",
+        "  if (stamps) stamps[first] = omp_get_wtime();",
+        "  if (threads <= 1) {",
+        "    segments[segment](blocks, 0, 1, stamps);",
+        "    return;",
+        "  }",
+        "  #pragma omp parallel num_threads(threads)",
+        "  segments[segment](blocks, omp_get_thread_num(), omp_get_num_threads(), stamps);",
+        "}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def link(objects: Sequence[Path], entry: str, directory: Path) -> Path:
+    """Compile `entry` and link it with `objects` into a shared library in `directory`.
+
+    Raises BuildError if there is no C compiler or it fails.
+    """
+    compiler = c_compiler()
+    source, library = directory / "entry.c", directory / "model.so"
+    source.write_text(entry)
+    command = [compiler, "-O1", "-fPIC", "-shared", "-fopenmp", "-o", str(library), str(source), *map(str, objects), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()
+        raise BuildError(
+            "The kernels could not be linked",
+            where=" ".join(command[:6]) + " …",
+            why=reason[-1] if reason else f"exit status {done.returncode}",
+            fix="check that the C compiler works and supports OpenMP, or set CC to one that does",
+        )
+    return library
+
+
+def c_compiler() -> str:
+    """The system's C compiler: ``$CC``, else cc, gcc or clang. Raises BuildError if there is none."""
+    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise BuildError(
+        "There is no C compiler",
+        why="sepc links its kernels with the system's one; neither $CC nor cc, gcc or clang is on the PATH",
+        fix="install gcc or clang",
+    )

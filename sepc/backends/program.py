@@ -1,0 +1,235 @@
+"""A planned graph as a program: which kernels and host operators run in which order on which memory.
+
+Memory is a handful of blocks, each a base address: the arena, the constants, then the graph's inputs and the storages of its
+results. A kernel's argument is a block and an offset, so one table of addresses is all that changes from call to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from sepc.backends import generic
+from sepc.backends.build import KernelCall, Pointer
+from sepc.backends.regions import LoweredKernel, lower, lower_concatenation
+from sepc.backends.stages.vector import Expr
+from sepc.ir import ops, region
+from sepc.ir.layout import layout, storage_elements
+from sepc.passes.choose_tiling import choice, region_problem
+from sepc.passes.plan_memory import ALIGNMENT_BYTES, MemoryPlan
+
+ARENA, CONSTANTS, FIRST_INPUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class TensorReference:
+    """A tensor in a memory block; strides and offset in elements of `dtype`."""
+
+    block: int
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class HostCall:
+    """A region that PyTorch runs: its graph is called on `inputs`, and its results are copied to `results`.
+
+    `positions` says which elements of the tuple that the graph returns are wanted; None where it returns one tensor.
+    """
+
+    graph: fx.GraphModule
+    inputs: tuple[TensorReference, ...]
+    results: tuple[TensorReference, ...]
+    positions: tuple[int, ...] | None
+    number: int
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A block that is allocated for a result of the graph at each call."""
+
+    elements: int
+    dtype: torch.dtype
+
+
+@dataclass
+class Program:
+    """What the runtime executes.
+
+    Attributes:
+        steps: segments (lists of kernel calls) and host calls, in order.
+        functions: PrimFuncs of the kernels, by symbol. parameters: their numbers of pointers.
+        constants: the bytes of block 1. arena_bytes: the size of block 0.
+        storages: the blocks after those of the inputs.
+        results: one per result of the graph.
+        calls: number of the first and past the last call of each region, by the region's name.
+        symbols: the kernels of each region, by the region's name.
+    """
+
+    steps: list[list[KernelCall] | HostCall] = field(default_factory=list)
+    functions: dict[str, Expr] = field(default_factory=dict)
+    parameters: dict[str, int] = field(default_factory=dict)
+    constants: bytearray = field(default_factory=bytearray)
+    arena_bytes: int = 0
+    storages: list[Storage] = field(default_factory=list)
+    results: list[TensorReference] = field(default_factory=list)
+    calls: dict[str, tuple[int, int]] = field(default_factory=dict)
+    symbols: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    number_of_calls: int = 0
+
+    @property
+    def segments(self) -> list[list[KernelCall]]:
+        """The runs of kernels between host calls."""
+        return [step for step in self.steps if isinstance(step, list)]
+
+
+def assemble(graph_module: fx.GraphModule, vector_lanes: int) -> Program:
+    """The program of a graph whose layouts, tilings and memory are planned."""
+    return _Assembly(graph_module, vector_lanes).run()
+
+
+class _Assembly:
+    """One run of `assemble`."""
+
+    def __init__(self, graph_module: fx.GraphModule, vector_lanes: int) -> None:
+        self.graph_module, self.lanes = graph_module, vector_lanes
+        self.plan: MemoryPlan = graph_module.meta["sepc_memory"]
+        self.program = Program()
+        self.blocks: dict[fx.Node, tuple[int, int]] = {}  # owner → block, offset in bytes
+        self.scratch_offset = _align(self.plan.arena_bytes)
+        self.scratch_bytes = 0
+
+    def run(self) -> Program:
+        program, graph = self.program, self.graph_module.graph
+        inputs = graph.find_nodes(op="placeholder")
+        for index, node in enumerate(inputs):
+            self.blocks[node] = (FIRST_INPUT + index, 0)
+        for owner, offset in self.plan.arena_offsets.items():
+            self.blocks[owner] = (ARENA, offset)
+        for index, owner in enumerate(self.plan.results):
+            self.blocks[owner] = (FIRST_INPUT + len(inputs) + index, 0)
+            program.storages.append(Storage(storage_elements(ops.shape(owner), layout(owner).strides), ops.dtype(owner)))
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                self.blocks[node] = (CONSTANTS, self._constant(ops.constant(self.graph_module, node).detach().numpy()))
+            elif region.is_region(node):
+                self._region(node)
+        program.results = [self._reference(node) for node in graph.output_node().args[0]]
+        program.arena_bytes = self.scratch_offset + self.scratch_bytes
+        return program
+
+    def _region(self, node: fx.Node) -> None:
+        graph, kind = region.submodule(self.graph_module, node), region.info(node)
+        first = self.program.number_of_calls
+        symbols: tuple[str, ...] = ()
+        if kind.kernel == "sepc":
+            kernel = self._lowered(node, graph)
+            self._kernel_call(kernel.name, kernel.function, [self._argument(node, a) for a in kernel.arguments])
+            symbols = (kernel.name,)
+        else:
+            lowered = generic.lower(graph, f"sepc_{node.name}", self.lanes)
+            if isinstance(lowered, generic.Rejection) or not self._is_dense(node) or _results_of(node)[1]:
+                self._host_call(node, graph)
+            else:
+                node.meta["sepc_region"] = replace(kind, kernel="tvm")
+                symbols = self._generic_calls(node, lowered)
+        self.program.calls[node.name] = (first, self.program.number_of_calls)
+        self.program.symbols[node.name] = symbols
+
+    def _lowered(self, node: fx.Node, graph: fx.GraphModule) -> LoweredKernel:
+        if region.info(node).kind == "concatenation":
+            given = [layout(value).strides for value in node.args if isinstance(value, fx.Node)]
+            return lower_concatenation(graph, given, layout(node).strides, self.lanes)
+        return lower(graph, region_problem(node, graph), choice(node).tiling, self.lanes)
+
+    def _is_dense(self, node: fx.Node) -> bool:
+        """Whether a region's inputs are as TVM's kernels read them: dense, in logical order."""
+        values = [value for value in node.args if isinstance(value, fx.Node)]
+        return all(torch.empty_strided(v.meta["val"].shape, layout(v).strides, device="meta").is_contiguous() for v in values)
+
+    # ---- calls
+
+    def _kernel_call(self, symbol: str, function: Expr, arguments: Sequence[Pointer]) -> None:
+        steps = self.program.steps
+        if not steps or not isinstance(steps[-1], list):
+            steps.append([])
+        segment: Any = steps[-1]
+        segment.append(KernelCall(symbol, tuple(arguments), self.program.number_of_calls))
+        self.program.functions[symbol] = function
+        self.program.parameters[symbol] = len(arguments)
+        self.program.number_of_calls += 1
+
+    def _generic_calls(self, node: fx.Node, lowered: generic.GenericRegion) -> tuple[str, ...]:
+        """Add the kernels of a region that TVM lowered; its temporaries live behind the arena."""
+        pointers: dict[str, Pointer] = {}
+        values = [value for value in node.args if isinstance(value, fx.Node)]
+        for key, value in zip(lowered.inputs, values, strict=True):
+            pointers[key] = self._pointer(value)
+        (pointers[lowered.outputs[0]],) = map(self._pointer, _results_of(node)[0])
+        for key, array in lowered.constants.items():
+            pointers[key] = Pointer(CONSTANTS, self._constant(array))
+        offset = 0
+        for key in lowered.temporaries:
+            pointers[key] = Pointer(ARENA, self.scratch_offset + offset)
+            offset += _align(lowered.buffers[key].size_bytes)
+        self.scratch_bytes = max(self.scratch_bytes, offset)
+        for kernel in lowered.kernels:
+            arguments = [pointers[key] for key in (*kernel.inputs, *kernel.outputs)]
+            self._kernel_call(kernel.name, kernel.function, arguments)
+        return tuple(kernel.name for kernel in lowered.kernels)
+
+    def _host_call(self, node: fx.Node, graph: fx.GraphModule) -> None:
+        inputs = tuple(self._reference(value) for value in node.args if isinstance(value, fx.Node))
+        owners, positions = _results_of(node)
+        results = tuple(map(self._reference, owners))
+        self.program.steps.append(HostCall(graph, inputs, results, positions, self.program.number_of_calls))
+        self.program.number_of_calls += 1
+
+    # ---- memory
+
+    def _argument(self, node: fx.Node, argument: int | NDArray[Any] | None) -> Pointer:
+        if argument is None:
+            return self._pointer(node)
+        if isinstance(argument, int):
+            value = node.args[argument]
+            return self._pointer(value)
+        return Pointer(CONSTANTS, self._constant(argument))
+
+    def _pointer(self, node: fx.Node) -> Pointer:
+        where = layout(node)
+        block, offset = self.blocks[where.base]
+        return Pointer(block, offset + where.offset * ops.dtype(node).itemsize)
+
+    def _reference(self, node: fx.Node) -> TensorReference:
+        pointer, dtype = self._pointer(node), ops.dtype(node)
+        return TensorReference(
+            pointer.block, pointer.offset_bytes // dtype.itemsize, ops.shape(node), layout(node).strides, dtype
+        )
+
+    def _constant(self, array: NDArray[Any]) -> int:
+        """Append `array` to the constants; returns its offset in bytes."""
+        constants = self.program.constants
+        constants.extend(bytes(_align(len(constants)) - len(constants)))
+        offset = len(constants)
+        constants.extend(np.ascontiguousarray(array).tobytes())
+        return offset
+
+
+def _results_of(node: fx.Node) -> tuple[list[fx.Node], tuple[int, ...] | None]:
+    """The nodes that own the results of a region: itself, or the getitems on it with their positions in its tuple."""
+    if isinstance(node.meta["val"], torch.Tensor):
+        return [node], None
+    users = [user for user in node.users if isinstance(user.meta["val"], torch.Tensor)]
+    return users, tuple(int(str(user.args[1])) for user in users)
+
+
+def _align(size: int) -> int:
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -1,0 +1,128 @@
+"""Running a program: one shared library, one table of addresses per call, PyTorch for the regions without a kernel.
+
+Between two kernels of a segment there is no Python and no allocation. A call takes an arena from a pool, so that
+several threads may call at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sepc.backends.build import compile_function, compile_objects, entry_source, link
+from sepc.backends.program import HostCall, Program, TensorReference
+from sepc.target import Target
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A program with its library loaded.
+
+    Attributes:
+        program: what is run. target: what it was compiled for. build_times_s: seconds by stage of building.
+    """
+
+    program: Program
+    target: Target
+    build_times_s: Mapping[str, float]
+    _library: ctypes.CDLL
+    _constants: torch.Tensor
+    _arenas: list[torch.Tensor]
+
+    def run(self, inputs: Sequence[torch.Tensor], threads: int, stamps: ctypes.Array[Any] | None = None) -> list[torch.Tensor]:
+        """The program's results for `inputs`, whose shapes, strides and dtypes must be those it was compiled for.
+
+        `stamps`, if given, receives number_of_calls + 1 times in seconds; see `profile`.
+        """
+        arenas = self._arenas
+        try:
+            arena = arenas.pop()
+        except IndexError:
+            arena = _aligned(self.program.arena_bytes)
+        storages = [torch.empty(storage.elements, dtype=storage.dtype) for storage in self.program.storages]
+        blocks = [arena, self._constants, *inputs, *storages]
+        table = (ctypes.c_void_p * len(blocks))(*[block.data_ptr() for block in blocks])
+        segment = 0
+        for step in self.program.steps:
+            if isinstance(step, HostCall):
+                _run_on_host(step, blocks, stamps)
+            else:
+                self._library.sepc_run(segment, table, threads, stamps, step[0].number)
+                segment += 1
+        results = [_view(reference, blocks) for reference in self.program.results]
+        arenas.append(arena)
+        return results
+
+    def profile(self, inputs: Sequence[torch.Tensor], threads: int, repeats: int) -> dict[str, float]:
+        """Median time of each region over `repeats` runs, in microseconds, by the region's name."""
+        calls = self.program.number_of_calls
+        samples: dict[str, list[float]] = {name: [] for name in self.program.calls}
+        for _ in range(repeats):
+            stamps = (ctypes.c_double * (calls + 1))()
+            self.run(inputs, threads, stamps)
+            for name, (first, end) in self.program.calls.items():
+                samples[name].append((stamps[end] - stamps[first]) * 1e6)
+        return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
+
+    def source(self, symbol: str, form: str) -> str:
+        """The code of kernel `symbol` as "tirx", "llvm" or "asm"."""
+        function = self.program.functions[symbol]
+        if form == "tirx":
+            return str(function.script())
+        module = compile_function(function, self.target).mod
+        return str(module.inspect_source({"llvm": "ll", "asm": "asm"}[form]))
+
+
+def build(program: Program, target: Target) -> Executable:
+    """Compile the kernels of `program`, link and load them. Raises BuildError where that fails."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="sepc-") as name:
+        directory = Path(name)
+        objects = compile_objects(program.functions, target, directory)
+        compiled = time.perf_counter()
+        library = link(objects, entry_source(program.segments, program.parameters), directory)
+        loaded = ctypes.CDLL(str(library))  # The file may go once it is mapped.
+    loaded.sepc_run.restype = None
+    loaded.sepc_run.argtypes = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
+    constants = _aligned(len(program.constants))
+    if program.constants:
+        constants.copy_(torch.frombuffer(program.constants, dtype=torch.uint8))
+        program.constants = bytearray()  # Kept once, in the aligned copy.
+    times = {"kernels": compiled - started, "link": time.perf_counter() - compiled}
+    return Executable(program, target, times, loaded, constants, [])
+
+
+def _aligned(size_bytes: int) -> torch.Tensor:
+    """Uninitialised bytes that start at a multiple of 64."""
+    spare = 64
+    tensor = torch.empty(size_bytes + spare, dtype=torch.uint8)
+    skip = -tensor.data_ptr() % spare
+    return tensor[skip : skip + size_bytes] if size_bytes else tensor[skip:]
+
+
+def _view(reference: TensorReference, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensor that `reference` names."""
+    block = blocks[reference.block]
+    if block.dtype != reference.dtype:
+        block = block[: block.numel() // reference.dtype.itemsize * reference.dtype.itemsize].view(reference.dtype)
+    return block.as_strided(reference.shape, reference.strides, block.storage_offset() + reference.offset)
+
+
+def _run_on_host(call: HostCall, blocks: Sequence[torch.Tensor], stamps: ctypes.Array[Any] | None) -> None:
+    """Call the graph of a region in PyTorch and copy its results to where they were planned."""
+    if stamps is not None:
+        stamps[call.number] = time.monotonic()
+    with torch.no_grad():
+        found = call.graph(*(_view(reference, blocks) for reference in call.inputs))
+    results = (found,) if call.positions is None else [found[position] for position in call.positions]
+    for reference, result in zip(call.results, results, strict=True):
+        _view(reference, blocks).copy_(result)
+    if stamps is not None:
+        stamps[call.number + 1] = time.monotonic()

@@ -1,0 +1,209 @@
+"""The dense convolution stage: one input value times a vector of output channels.
+
+    out[n, y, x, o] = bias[o] + Σ_{i, r, c} in[n, y·s − p + r·d, x·s − p + c·d, i] · W[o, i, r, c]
+
+A block of `columns × panel` outputs stays in registers over the whole reduction. Pointwise convolutions and linear layers are the
+case of one tap. Weights are packed into the order of reading: [panel][row tap][column tap][input channel][panel lane].
+Rows outside the input are left out by the bounds of the tap loop; columns are known while the code is generated, so that
+border blocks simply do not contain the taps that fall outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from sepc.backends.stages.kernel import Frame, loop, tile_span, when
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
+from sepc.cost_model.tiling import DenseTiling
+from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
+
+Position = tuple[Index, Index, Index, Index]  # batch, row, column, first channel
+Sink = Callable[[Position, Expr], None]  # takes a vector of finished channels at a position
+
+
+@dataclass(frozen=True)
+class Panels:
+    """How the output channels of one group fall into panels: `count` full ones and possibly a narrower `tail`."""
+
+    widths: tuple[int, ...]
+    count: int
+    tail: tuple[int, ...]
+
+    @staticmethod
+    def of(convolution: Convolution, panel: tuple[int, ...]) -> Panels:
+        """The panels of `convolution` for vector widths `panel`."""
+        width, lanes = sum(panel), max(panel)
+        return Panels(panel, convolution.group_out // width, split_lanes(convolution.group_out % width, lanes))
+
+    @property
+    def total(self) -> int:
+        """Panels, the tail included."""
+        return self.count + bool(self.tail)
+
+
+def pack_weights(
+    weight: NDArray[np.float32], convolution: Convolution, panel: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """`weight` [O, I/groups, KH, KW] as the flat array that the kernel reads."""
+    panels = Panels.of(convolution, panel)
+    grouped = weight.reshape(convolution.groups, convolution.group_out, *weight.shape[1:])
+    # [groups, KH, KW, I/groups, O/groups]
+    reordered = grouped.transpose(0, 3, 4, 2, 1)
+    width, pieces = sum(panel), []
+    for group in reordered:
+        for index in range(panels.total):
+            pieces.append(group[..., index * width : (index + 1) * width].ravel())
+    return np.ascontiguousarray(np.concatenate(pieces))
+
+
+@contextmanager
+def row_taps(convolution: Convolution, row: Index) -> Iterator[Index]:
+    """Loop over the kernel rows whose input row exists, for output row `row`."""
+    taps, stride = convolution.kernel[0], convolution.stride[0]
+    padding, dilation = convolution.padding[0], convolution.dilation[0]
+    top = 0 - padding
+    bottom = (convolution.out_height - 1) * stride - padding + (taps - 1) * dilation
+    if top >= 0 and bottom < convolution.in_height:
+        with loop(taps) as tap:
+            yield tap
+        return
+    first = row * stride - padding  # input row of tap 0
+    begin = T.Bind(tirx.max(0, tirx.truncdiv(dilation - 1 - first, dilation)))
+    end = T.Bind(tirx.min(taps, tirx.truncdiv(convolution.in_height - first + dilation - 1, dilation)))
+    with T.serial(begin, tirx.max(begin, end)) as tap:
+        yield tap
+
+
+@dataclass(frozen=True)
+class DenseStage:
+    """Emits a dense convolution over one task, or over the whole convolution with `emit`.
+
+    Attributes:
+        convolution: the problem. tiling: its blocking.
+        source: input over (batch, row, column, channel). weight: packed weights, flat.
+        bias: flat buffer of output channels, or None. sink: what becomes of finished vectors.
+    """
+
+    convolution: Convolution
+    tiling: DenseTiling
+    source: Operand
+    weight: Expr
+    bias: Expr | None
+    sink: Sink
+
+    def emit(self, frame: Frame) -> None:
+        """The whole convolution, shared by the threads of `frame`."""
+        conv, tiling = self.convolution, self.tiling
+        panels = Panels.of(conv, tiling.panel)
+        segments = conv.column_segments(tiling.columns)
+        row_tiles = ceil_div(conv.out_height, tiling.rows)
+        column_tiles = ceil_div(max(s.repeat for s in segments), tiling.blocks)
+        panel_tiles = ceil_div(panels.total, tiling.panels)
+        with frame.tasks((conv.batch, conv.groups, row_tiles, column_tiles, panel_tiles)) as task:
+            batch, group, row_tile, column_tile, panel_tile = task
+
+            def panel_body(index: Index, widths: tuple[int, ...]) -> None:
+                with loop(tile_span(row_tile, tiling.rows, conv.out_height, row_tiles)) as row:
+                    block = _Block(self, panels, widths, batch, group, row_tile * tiling.rows + row, index)
+                    for_each_block(segments, tiling.blocks, column_tile, column_tiles, block.emit)
+
+            if panels.count:
+                with loop(tile_span(panel_tile, tiling.panels, panels.count, panel_tiles)) as index:
+                    panel_body(panel_tile * tiling.panels + index, panels.widths)
+            if panels.tail:
+                with when(panel_tiles == 1 or tirx.EQ(panel_tile, panel_tiles - 1)):
+                    panel_body(panels.count, panels.tail)
+
+
+def for_each_block(
+    segments: tuple[ColumnSegment, ...],
+    blocks: int,
+    tile: Index,
+    tiles: int,
+    body: Callable[[Index, ColumnSegment], None],
+) -> None:
+    """Call `body(first column, segment)` for the column blocks of one tile of a row.
+
+    The longest run of interior blocks is a loop, of which each tile has `blocks`; what lies left of it belongs to the first
+    tile, what lies right of it to the last.
+    """
+    looped = max(range(len(segments)), key=lambda index: segments[index].repeat)
+    for position, segment in enumerate(segments):
+        if position == looped:
+            with loop(tile_span(tile, blocks, segment.repeat, tiles)) as index:
+                start = segment.start if segment.repeat == 1 else segment.start + (tile * blocks + index) * segment.columns
+                body(start, segment)
+        else:
+            with when(tiles == 1 or tirx.EQ(tile, 0 if position < looped else tiles - 1)):
+                body(segment.start, segment)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The innermost loops: `columns × panel` outputs of one row, in registers."""
+
+    stage: DenseStage
+    panels: Panels
+    widths: tuple[int, ...]
+    batch: Index
+    group: Index
+    row: Index
+    panel: Index
+
+    def emit(self, start: Index, segment: ColumnSegment) -> None:
+        """Compute the block whose first column is `start` and hand each finished vector to the sink."""
+        stage, conv = self.stage, self.stage.convolution
+        width = sum(self.panels.widths)
+        lane_offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
+        channel = self.group * conv.group_out + self.panel * width
+        registers = [[Accumulator(lanes) for lanes in self.widths] for _ in range(segment.columns)]
+        for lanes, offset, *column in zip(self.widths, lane_offsets, *registers, strict=True):
+            initial = constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(channel + offset, lanes)])
+            for register in column:
+                register.set(initial)
+        with row_taps(conv, self.row) as tap_row:
+            self._reduce(start, segment, registers, lane_offsets, tap_row)
+        for column_index, column in enumerate(registers):
+            for register, offset in zip(column, lane_offsets, strict=True):
+                stage.sink((self.batch, self.row, start + column_index, channel + offset), register.value)
+
+    def _reduce(
+        self,
+        start: Index,
+        segment: ColumnSegment,
+        registers: list[list[Accumulator]],
+        lane_offsets: list[int],
+        tap_row: Index,
+    ) -> None:
+        """Add the products of one kernel row to the registers."""
+        stage, conv = self.stage, self.stage.convolution
+        in_row = self.row * conv.stride[0] - conv.padding[0] + tap_row * conv.dilation[0]
+        reduction = conv.taps * conv.group_in
+        panel_base = (self.group * conv.group_out + self.panel * sum(self.panels.widths)) * reduction
+        for tap in range(conv.kernel[1]):
+            valid = [
+                index
+                for index in range(segment.columns)
+                if segment.interior or conv.column_valid(segment.start + index, tap)
+            ]
+            if not valid:
+                continue
+            with loop(conv.group_in) as channel:
+                step = (tap_row * conv.kernel[1] + tap) * conv.group_in + channel
+                base = panel_base + step * sum(self.widths)
+                weights = [
+                    T.Bind(stage.weight[ramp(base + offset, lanes)])
+                    for offset, lanes in zip(lane_offsets, self.widths, strict=True)
+                ]
+                for index in valid:
+                    in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
+                    value = stage.source.load((self.batch, in_row, in_column, self.group * conv.group_in + channel))
+                    for register, weight in zip(registers[index], weights, strict=True):
+                        register.set(register.value + broadcast(value, register.lanes) * weight)

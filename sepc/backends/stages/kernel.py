@@ -1,0 +1,108 @@
+"""The frame of every kernel: a raw C function over pointers, called by each thread of one parallel region.
+
+    int32_t name(float* p0, …, float* pn, int32_t thread, int32_t threads)
+
+It does its share of the tasks, numbered 0 … tasks-1 and split evenly in order, and returns 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from sepc.backends.stages.vector import Expr, Index
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A pointer parameter: a flat buffer of `elements` elements."""
+
+    name: str
+    elements: int
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the body of a kernel works with: its buffers by parameter name, and this thread's number out of how many."""
+
+    buffers: dict[str, Expr]
+    thread: Expr
+    threads: Expr
+
+    @contextmanager
+    def tasks(self, counts: Sequence[int]) -> Iterator[tuple[Index, ...]]:
+        """Loop over this thread's share of the tasks of an index space, outermost dimension first."""
+        total = math.prod(counts)
+        begin = T.Bind(tirx.truncdiv(self.thread * total, self.threads))
+        end = T.Bind(tirx.truncdiv((self.thread + 1) * total, self.threads))
+        with T.serial(begin, end) as task:
+            indices: list[Index] = []
+            rest: Index = task
+            for count in reversed(counts):
+                if count == 1:
+                    indices.append(0)
+                    continue
+                last = math.prod(counts[: len(counts) - len(indices) - 1]) == 1
+                indices.append(rest if last else T.Bind(tirx.truncmod(rest, count)))
+                if not last:
+                    rest = T.Bind(tirx.truncdiv(rest, count))
+            yield tuple(reversed(indices))
+
+
+def build_function(name: str, parameters: Sequence[Parameter], body: Callable[[Frame], None]) -> Expr:
+    """The PrimFunc `name` with raw C calling convention, whose statements `body` emits."""
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name(name)
+        T.func_ret(tvm.ir.PrimType("int32"))
+        pointers = [T.arg(p.name, T.handle(p.dtype)) for p in parameters]
+        thread, threads = T.arg("thread", T.int32()), T.arg("threads", T.int32())
+        T.func_attr({"global_symbol": name, "calling_conv": 1, "tirx.noalias": True})
+        buffers = {
+            parameter.name: T.decl_buffer((max(1, parameter.elements),), parameter.dtype, data=pointer)
+            for parameter, pointer in zip(parameters, pointers, strict=True)
+        }
+        body(Frame(buffers, thread, threads))
+        T.Return(tirx.const(0, "int32"))
+    return builder.get()
+
+
+@contextmanager
+def loop(extent: Index) -> Iterator[Index]:
+    """A serial loop; nothing but its body where `extent` is the constant 1."""
+    if isinstance(extent, int) and extent == 1:
+        yield 0
+        return
+    with T.serial(extent) as index:
+        yield index
+
+
+@contextmanager
+def when(condition: Expr | bool) -> Iterator[None]:
+    """Emit the body under `condition`; unconditionally where it is known to hold."""
+    if isinstance(condition, bool):
+        if not condition:
+            raise ValueError("a body that never runs must not be emitted")
+        yield
+        return
+    with T.If(condition), T.Then():
+        yield
+
+
+def span(tile: Index, size: int, total: int) -> Index:
+    """How many of `total` items fall into tile number `tile` of `size` items each; may be zero past the end."""
+    if isinstance(tile, int):
+        return max(0, min(size, total - tile * size))
+    return tirx.max(0, tirx.min(size, total - tile * size))
+
+
+def tile_span(tile: Index, size: int, total: int, tiles: int) -> Index:
+    """`span`, as a constant where all `tiles` tiles are full."""
+    return size if tiles * size == total else span(0 if tiles == 1 else tile, size, total)

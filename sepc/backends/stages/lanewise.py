@@ -1,0 +1,155 @@
+"""The lanewise convolution stage: every vector lane has an input channel of its own.
+
+Depthwise convolutions, with or without a channel multiplier, and grouped convolutions whose groups are narrower than a vector:
+
+    out[n, y, x, o] = bias[o] + Σ_{q, r, c} in[n, y·s − p + r·d, x·s − p + c·d, (o // G)·Q + q] · W[o, q, r, c]
+
+with Q input and G output channels per group. A block of `columns` outputs times `vectors` vectors stays in registers; an input
+vector is loaded once per kernel row and used by every tap that reads it. Weights are packed as
+[channel vector][row tap][q][column tap][lane].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from sepc.backends.stages.dense import Sink, for_each_block, row_taps
+from sepc.backends.stages.kernel import Frame, loop, tile_span, when
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, constant, ramp
+from sepc.cost_model.tiling import LaneTiling
+from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
+
+
+def pack_weights(weight: NDArray[np.float32], convolution: Convolution, lanes: int) -> NDArray[np.float32]:
+    """`weight` [O, I/groups, KH, KW] as the flat array that the kernel reads, for vectors of `lanes` channels."""
+    pieces, start = [], 0
+    for width in split_lanes(convolution.out_channels, lanes):
+        pieces.append(weight[start : start + width].transpose(2, 1, 3, 0).ravel())
+        start += width
+    return np.ascontiguousarray(np.concatenate(pieces))
+
+
+def for_each_channel_group(
+    channels: int, lanes: int, vectors: int, groups: int, tile: Index, tiles: int, body: Callable[[Index, tuple[int, ...]], None]
+) -> None:
+    """Call `body(first channel, widths)` for the groups of `vectors` channel vectors of one tile.
+
+    Full groups form a loop of `groups` per tile; the remaining channels, in narrower vectors, belong to the last tile.
+    """
+    width = lanes * vectors
+    full = channels // width
+    if full:
+        with loop(tile_span(tile, groups, full, tiles)) as index:
+            body((tile * groups + index) * width, (lanes,) * vectors)
+    if channels % width:
+        with when(tiles == 1 or tirx.EQ(tile, tiles - 1)):
+            body(full * width, split_lanes(channels % width, lanes))
+
+
+def channel_tiles(channels: int, lanes: int, vectors: int, groups: int) -> int:
+    """Number of tiles that `for_each_channel_group` splits `channels` into."""
+    return ceil_div(ceil_div(channels, lanes * vectors), groups)
+
+
+@dataclass(frozen=True)
+class LanewiseStage:
+    """Emits a lanewise convolution. Attributes are those of `DenseStage`; `lanes` is the width of a full vector."""
+
+    convolution: Convolution
+    tiling: LaneTiling
+    lanes: int
+    source: Operand
+    weight: Expr
+    bias: Expr | None
+    sink: Sink
+
+    def emit(self, frame: Frame) -> None:
+        """The whole convolution, shared by the threads of `frame`."""
+        conv, tiling = self.convolution, self.tiling
+        segments = conv.column_segments(tiling.columns)
+        row_tiles = ceil_div(conv.out_height, tiling.rows)
+        tiles = channel_tiles(conv.out_channels, self.lanes, tiling.vectors, tiling.groups)
+        with frame.tasks((conv.batch, row_tiles, tiles)) as (batch, row_tile, tile):
+
+            def body(channel: Index, widths: tuple[int, ...]) -> None:
+                with loop(tile_span(row_tile, tiling.rows, conv.out_height, row_tiles)) as row:
+                    block = _Block(self, widths, batch, row_tile * tiling.rows + row, channel)
+                    for_each_block(segments, max(s.repeat for s in segments), 0, 1, block.emit)
+
+            for_each_channel_group(conv.out_channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The innermost loops: `columns` outputs of one row times a few channel vectors, in registers."""
+
+    stage: LanewiseStage
+    widths: tuple[int, ...]
+    batch: Index
+    row: Index
+    channel: Index
+
+    def emit(self, start: Index, segment: ColumnSegment) -> None:
+        """Compute the block whose first column is `start` and hand each finished vector to the sink."""
+        stage = self.stage
+        offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
+        registers = [[Accumulator(lanes) for _ in range(segment.columns)] for lanes in self.widths]
+        for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
+            initial = constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(self.channel + offset, lanes)])
+            for register in row_of_registers:
+                register.set(initial)
+        with row_taps(stage.convolution, self.row) as tap_row, loop(stage.convolution.group_in) as member:
+            for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
+                self._reduce(start, segment, row_of_registers, self.channel + offset, lanes, tap_row, member)
+        for row_of_registers, offset in zip(registers, offsets, strict=True):
+            for index, register in enumerate(row_of_registers):
+                stage.sink((self.batch, self.row, start + index, self.channel + offset), register.value)
+
+    def _reduce(
+        self,
+        start: Index,
+        segment: ColumnSegment,
+        registers: list[Accumulator],
+        channel: Index,
+        lanes: int,
+        tap_row: Index,
+        member: Index,
+    ) -> None:
+        """Add the products of one kernel row with input channel `member` of each lane's group."""
+        stage, conv = self.stage, self.stage.convolution
+        taps, stride, dilation = conv.kernel[1], conv.stride[1], conv.dilation[1]
+        base = channel * (conv.taps * conv.group_in) + (tap_row * conv.group_in + member) * taps * lanes
+        weights = [T.Bind(stage.weight[ramp(base + tap * lanes, lanes)]) for tap in range(taps)]
+        users: dict[int, list[tuple[int, int]]] = {}
+        for index in range(segment.columns):
+            for tap in range(taps):
+                if segment.interior or conv.column_valid(segment.start + index, tap):
+                    users.setdefault(index * stride + tap * dilation, []).append((index, tap))
+        in_row = self.row * conv.stride[0] - conv.padding[0] + tap_row * conv.dilation[0]
+        for column in sorted(users):
+            in_column = start * stride - conv.padding[1] + column
+            value = T.Bind(self._load(in_row, in_column, channel, lanes, member))
+            for index, tap in users[column]:
+                registers[index].set(registers[index].value + value * weights[tap])
+
+    def _load(self, in_row: Index, in_column: Index, channel: Index, lanes: int, member: Index) -> Expr:
+        """The input channels that `lanes` output channels from `channel` on read, as one vector."""
+        conv, source = self.stage.convolution, self.stage.source
+        if conv.group_in == conv.group_out == 1:
+            return source.load((self.batch, in_row, in_column, channel), lanes)
+        first = tirx.truncdiv(channel, conv.group_out) * conv.group_in + member
+        groups = ceil_div(lanes, conv.group_out)
+        lane_channels = [lane // conv.group_out * conv.group_in for lane in range(lanes)]
+        if groups == 1:
+            scalar = source.load((self.batch, in_row, in_column, first))
+            return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+        parts = [source.load((self.batch, in_row, in_column, first + group * conv.group_in)) for group in range(groups)]
+        return tirx.Shuffle([tirx.Broadcast(part, lanes) for part in parts], [
+            tirx.const(lane_channels[lane] // conv.group_in * lanes + lane, "int32") for lane in range(lanes)
+        ])

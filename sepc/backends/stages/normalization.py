@@ -1,0 +1,100 @@
+"""The layer normalisation stage, over the contiguous last dimension of `[pixels, channels]`:
+
+    out[m, c] = (in[m, c] − mean_m) / √(variance_m + ε) · gain[c] + shift[c]
+
+Mean and variance are computed in two passes over a row that stays in the first-level cache, as PyTorch's own result is to be met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from sepc.backends.stages.dense import Sink
+from sepc.backends.stages.kernel import Frame, loop, tile_span
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
+from sepc.cost_model.tiling import RowTiling
+from sepc.ir.stage import Normalization, ceil_div, split_lanes
+
+# Partial sums kept per row: enough to hide the latency of the additions.
+_PARTIAL_SUMS = 4
+
+
+@dataclass(frozen=True)
+class NormalizationStage:
+    """Emits a layer normalisation; `source` and the sink's positions are over (0, 0, pixel, channel)."""
+
+    normalization: Normalization
+    tiling: RowTiling
+    lanes: int
+    source: Operand
+    gain: Expr | None
+    shift: Expr | None
+    sink: Sink
+
+    def emit(self, frame: Frame) -> None:
+        """All pixels, shared by the threads of `frame`."""
+        norm = self.normalization
+        tiles = ceil_div(norm.pixels, self.tiling.rows)
+        with frame.tasks((tiles,)) as (tile,), loop(tile_span(tile, self.tiling.rows, norm.pixels, tiles)) as row:
+            self._pixel(tile * self.tiling.rows + row)
+
+    def _pixel(self, pixel: Index) -> None:
+        norm = self.normalization
+        scale = tirx.const(1.0 / norm.channels, "float32")
+        mean = T.Bind(self._reduce(pixel, lambda x: x) * scale)
+
+        def squared_distance(x: Expr) -> Expr:
+            distance = T.Bind(x - broadcast(mean, int(x.ty.dtype.lanes)))
+            return distance * distance
+
+        variance = T.Bind(self._reduce(pixel, squared_distance) * scale)
+        inverse = T.Bind(tirx.const(1.0, "float32") / tirx.sqrt(variance + tirx.const(norm.epsilon, "float32")))
+
+        def write(channel: Index, lanes: int) -> None:
+            x = self.source.load((0, 0, pixel, channel), lanes)
+            y = (x - broadcast(mean, lanes)) * broadcast(inverse, lanes)
+            if self.gain is not None:
+                y = y * self.gain[ramp(channel, lanes)]
+            if self.shift is not None:
+                y = y + self.shift[ramp(channel, lanes)]
+            self.sink((0, 0, pixel, channel), y)
+
+        self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))
+
+    def _reduce(self, pixel: Index, transform: Callable[[Expr], Expr]) -> Expr:
+        """The sum of `transform` over the channels of `pixel`, as a scalar."""
+        partial = [Accumulator(self.lanes) for _ in range(_PARTIAL_SUMS)]
+        for register in partial:
+            register.set(constant(0, self.lanes))
+        rest = Accumulator(1)
+        rest.set(constant(0, 1))
+
+        def add(channel: Index, lanes: int, turn: int) -> None:
+            value = transform(T.Bind(self.source.load((0, 0, pixel, channel), lanes)))
+            if lanes == self.lanes:
+                partial[turn].set(partial[turn].value + value)
+                return
+            narrow = Accumulator(lanes)
+            narrow.set(value)
+            rest.set(rest.value + narrow.sum())
+
+        self._for_each_vector(add)
+        for register in partial[1:]:
+            partial[0].set(partial[0].value + register.value)
+        return T.Bind(rest.value + partial[0].sum())
+
+    def _for_each_vector(self, body: Callable[[Index, int, int], None]) -> None:
+        """Call `body(first channel, lanes, turn)` for all channel vectors; turns rotate through the partial sums."""
+        channels, stride = self.normalization.channels, self.lanes * _PARTIAL_SUMS
+        if channels >= stride:
+            with loop(channels // stride) as index:
+                for turn in range(_PARTIAL_SUMS):
+                    body(index * stride + turn * self.lanes, self.lanes, turn)
+        channel = channels // stride * stride
+        for turn, lanes in enumerate(split_lanes(channels - channel, self.lanes)):
+            body(channel, lanes, min(turn, _PARTIAL_SUMS - 1))
+            channel += lanes

@@ -1,0 +1,115 @@
+"""The pooling stage: maximum or average over a window, per channel; regular, adaptive and global.
+
+    out[n, y, x, c] = reduce over rows r ∈ R(y) and columns q ∈ Q(x) of in[n, r, q, c]
+
+Windows are clipped to the input, so padding costs nothing. A few channel vectors are reduced at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from sepc.backends.stages.dense import Sink
+from sepc.backends.stages.kernel import Frame, loop, tile_span
+from sepc.backends.stages.lanewise import channel_tiles, for_each_channel_group
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant
+from sepc.cost_model.tiling import LaneTiling
+from sepc.ir.stage import Pooling, ceil_div
+
+_LOWEST = float("-inf")
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Input positions of one output position along one axis: `count` of them from `begin`, `step` apart."""
+
+    begin: Index
+    count: Index
+    step: int
+    divisor: Index
+
+
+def _window(pooling: Pooling, axis: int, position: Index) -> _Window:
+    size = (pooling.in_height, pooling.in_width)[axis]
+    if pooling.adaptive:
+        out = (pooling.out_height, pooling.out_width)[axis]
+        if out == 1:
+            return _Window(0, size, 1, size)
+        begin = T.Bind(tirx.truncdiv(position * size, out))
+        count = T.Bind(tirx.truncdiv((position + 1) * size + out - 1, out) - begin)
+        return _Window(begin, count, 1, count)
+    kernel, step, padding = pooling.kernel[axis], pooling.dilation[axis], pooling.padding[axis]
+    first = position * pooling.stride[axis] - padding
+    skipped = T.Bind(tirx.max(0, tirx.truncdiv(step - 1 - first, step)))
+    end = T.Bind(tirx.min(kernel, tirx.truncdiv(size - first + step - 1, step)))
+    count = T.Bind(tirx.max(0, end - skipped))
+    padded = tirx.min(first + kernel, size + padding) - first
+    return _Window(T.Bind(first + skipped * step), count, step, padded if pooling.include_padding else count)
+
+
+@dataclass(frozen=True)
+class PoolingStage:
+    """Emits a pooling. `source` and the sink's positions are over (batch, row, column, channel)."""
+
+    pooling: Pooling
+    tiling: LaneTiling
+    lanes: int
+    source: Operand
+    sink: Sink
+
+    def emit(self, frame: Frame) -> None:
+        """The whole pooling, shared by the threads of `frame`."""
+        pool, tiling = self.pooling, self.tiling
+        row_tiles = ceil_div(pool.out_height, tiling.rows)
+        tiles = channel_tiles(pool.channels, self.lanes, tiling.vectors, tiling.groups)
+        with frame.tasks((pool.batch, row_tiles, tiles)) as (batch, row_tile, tile):
+
+            def body(channel: Index, widths: tuple[int, ...]) -> None:
+                rows = tile_span(row_tile, tiling.rows, pool.out_height, row_tiles)
+                with loop(rows) as row_in_tile, loop(pool.out_width) as column:
+                    self._window(batch, row_tile * tiling.rows + row_in_tile, column, channel, widths)
+
+            for_each_channel_group(pool.channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
+
+    def _window(self, batch: Index, row: Index, column: Index, channel: Index, widths: tuple[int, ...]) -> None:
+        """Reduce one window for the channel vectors `widths` from `channel` on."""
+        pool = self.pooling
+        combine: Callable[[Expr, Expr], Expr] = _maximum if pool.maximum else _add
+        registers = [Accumulator(lanes) for lanes in widths]
+        for register in registers:
+            register.set(constant(_LOWEST if pool.maximum else 0, register.lanes))
+        rows, columns = _window(pool, 0, row), _window(pool, 1, column)
+        with loop(rows.count) as r, loop(columns.count) as c:
+            offset = 0
+            for register in registers:
+                position = (batch, rows.begin + r * rows.step, columns.begin + c * columns.step, channel + offset)
+                register.set(combine(register.value, self.source.load(position, register.lanes)))
+                offset += register.lanes
+        offset = 0
+        for register in registers:
+            value = register.value
+            if not pool.maximum:
+                value = value * self._reciprocal(rows, columns, register.lanes)
+            self.sink((batch, row, column, channel + offset), value)
+            offset += register.lanes
+
+    def _reciprocal(self, rows: _Window, columns: _Window, lanes: int) -> Expr:
+        count = self.pooling.divisor or rows.divisor * columns.divisor
+        if isinstance(count, int):
+            return constant(1.0 / count, lanes)
+        return broadcast(T.Bind(tirx.const(1.0, "float32") / tirx.Cast("float32", count)), lanes)
+
+
+def _add(left: Expr, right: Expr) -> Expr:
+    return left + right
+
+
+def _maximum(left: Expr, right: Expr) -> Expr:
+    """The larger of both; NaN if either is: `select(l > r, l, r)` keeps a NaN on the right, the test keeps one on the left."""
+    lanes = left.ty.dtype.lanes
+    larger = tirx.max(left, right)
+    return larger if lanes == 0 else tirx.Select(tirx.NE(left, left), left, larger)

@@ -1,0 +1,97 @@
+"""Vector expressions of tirx: constants, ramps, lane counts, and loads and stores through strided operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+# TVM's Python classes carry no types; an expression or buffer of its is an `Expr` here.
+Expr = Any
+Index = Any  # a Python int (known while the kernel is generated) or an int32 expression
+
+
+def constant(value: float, lanes: int, dtype: str = "float32") -> Expr:
+    """`value` in each of `lanes` lanes."""
+    scalar = tirx.const(value, dtype)
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+
+def broadcast(scalar: Expr, lanes: int) -> Expr:
+    """`scalar` in each of `lanes` lanes."""
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+
+def ramp(base: Index, lanes: int, stride: int = 1) -> Expr:
+    """Indices base, base+stride, … for `lanes` lanes."""
+    return base if lanes == 1 else tirx.Ramp(base, stride, lanes)
+
+
+def lanes_of(value: Expr) -> int:
+    """Number of lanes of a vector expression."""
+    return int(value.ty.dtype.lanes)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor as a kernel sees it: a flat buffer, and strides in elements over the kernel's iteration dimensions.
+
+    Attributes:
+        buffer: flat tirx buffer, or a local scratch buffer.
+        strides: one stride per iteration dimension; 0 where the tensor is broadcast.
+        offset: elements to skip at the front (an `Index`).
+        dtype: element type.
+    """
+
+    buffer: Expr
+    strides: tuple[int, ...]
+    offset: Index = 0
+    dtype: str = "float32"
+
+    def at(self, position: Sequence[Index]) -> Index:
+        """Flat element index of `position`."""
+        index = self.offset
+        for coordinate, stride in zip(position, self.strides, strict=True):
+            if stride != 0 and not (isinstance(coordinate, int) and coordinate == 0):
+                index = index + coordinate * stride
+        return index
+
+    def load(self, position: Sequence[Index], lanes: int = 1, axis: int = -1) -> Expr:
+        """`lanes` neighbours along iteration dimension `axis`, starting at `position`."""
+        index, stride = self.at(position), self.strides[axis]
+        if lanes == 1 or stride == 0:
+            return broadcast(self.buffer[index], lanes)
+        return self.buffer[ramp(index, lanes, stride)]
+
+    def store(self, position: Sequence[Index], value: Expr, axis: int = -1) -> None:
+        """Write the lanes of `value` along iteration dimension `axis`, starting at `position`."""
+        T.buffer_store(self.buffer, value, [ramp(self.at(position), lanes_of(value), self.strides[axis])])
+
+
+class Accumulator:
+    """A vector register: a small local buffer that LLVM keeps in a register, as all its indices are constants."""
+
+    def __init__(self, lanes: int, dtype: str = "float32") -> None:
+        self.lanes = lanes
+        self._buffer = T.alloc_buffer((lanes,), dtype)
+
+    @property
+    def value(self) -> Expr:
+        """The current contents."""
+        return self._buffer[ramp(0, self.lanes)]
+
+    def set(self, value: Expr) -> None:
+        """Replace the contents."""
+        T.buffer_store(self._buffer, value, [ramp(0, self.lanes)])
+
+    def sum(self) -> Expr:
+        """All lanes added up, by halves, as a scalar. Overwrites the contents."""
+        lanes = self.lanes
+        while lanes > 1:
+            lanes //= 2
+            folded = self._buffer[ramp(0, lanes)] + self._buffer[ramp(lanes, lanes)]
+            T.buffer_store(self._buffer, folded, [ramp(0, lanes)])
+        return self._buffer[0]

@@ -1,0 +1,61 @@
+"""Tilings as data: how the loops of a stage are blocked. The cost model chooses one; the backends emit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DenseTiling:
+    """Blocking of a convolution whose inner loop multiplies one input value with a vector of output channels.
+
+    Attributes:
+        columns: output columns held in registers.
+        panel: vector widths of one panel of output channels, e.g. (16, 16); the rest of the channels forms a narrower panel.
+        rows: output rows per task.
+        blocks: column blocks of the row's interior per task.
+        panels: panels per task.
+    """
+
+    columns: int
+    panel: tuple[int, ...]
+    rows: int
+    blocks: int
+    panels: int
+
+    def __str__(self) -> str:
+        panel = "+".join(map(str, self.panel))
+        return f"registers {self.columns}×({panel}), task {self.rows} rows × {self.blocks} blocks × {self.panels} panels"
+
+
+@dataclass(frozen=True)
+class LaneTiling:
+    """Blocking of a stage in which every vector lane is a channel of its own: depthwise, pooling.
+
+    Attributes:
+        columns: output columns held in registers.
+        vectors: vectors of channels held in registers.
+        rows: output rows per task.
+        groups: groups of `vectors` vectors of channels per task.
+    """
+
+    columns: int
+    vectors: int
+    rows: int
+    groups: int
+
+    def __str__(self) -> str:
+        return f"registers {self.columns}×{self.vectors} vectors, task {self.rows} rows × {self.groups} channel groups"
+
+
+@dataclass(frozen=True)
+class RowTiling:
+    """Blocking of a stage without reuse (elementwise, normalisation): `rows` of its outer iteration space per task."""
+
+    rows: int
+
+    def __str__(self) -> str:
+        return f"task {self.rows} rows"
+
+
+Tiling = DenseTiling | LaneTiling | RowTiling

@@ -1,0 +1,291 @@
+"""Bytes that a stage under a tiling moves between the memory levels, by footprint propagation through its loops.
+
+A stage is a nest of loops over axes, and operands whose footprint (distinct bytes touched) is a function of how far each axis
+extends. Going outwards from the body, the extents grow, and with them the footprints: halos are what the footprint of an input
+has more than its share of the outputs. Under least-recently-used replacement, a cache of Z bytes keeps what one iteration of
+loop d touches if the footprints of the loops inside d together are at most Z; so each pass over the whole of loop d fetches
+every operand's footprint of loop d once, and the loops outside d repeat that:
+
+    bytes into the cache = footprint(d) · Π trips of the loops outside d,   d = the innermost loop whose body fits.
+
+That one rule yields re-reads of weights per row tile, of the input per panel, halo re-reads, and the compulsory bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sepc.cost_model.machine import Machine
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, Tiling
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Extents:
+    """How far the axes of a stage extend, in elements; `taps` are kernel rows and columns. Channels are those of one group."""
+
+    batch: int = 1
+    groups: int = 1
+    rows: int = 1
+    columns: int = 1
+    channels: int = 1
+    tap_rows: int = 1
+    tap_columns: int = 1
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Distinct bytes of the operands of a stage: `activations` and `weights` are read, `results` are written."""
+
+    activations: float
+    weights: float
+    results: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.activations + self.weights + self.results
+
+    def scaled(self, factor: float) -> Footprint:
+        """The same `factor` times over."""
+        return Footprint(self.activations * factor, self.weights * factor, self.results * factor)
+
+
+@dataclass(frozen=True)
+class Nest:
+    """The loops that one thread executes.
+
+    Attributes:
+        trips: trips of each loop, outermost first.
+        footprints: what one pass over the whole of loop d touches; one entry more than loops: the last is the body's.
+        tasks: tasks of all threads together.
+        share: the part of the tasks that the busiest thread executes.
+    """
+
+    trips: tuple[int, ...]
+    footprints: tuple[Footprint, ...]
+    tasks: int
+    share: float
+
+    def into_cache(self, capacity_bytes: float) -> Footprint:
+        """Bytes that one thread fetches into (and stores through) a cache of `capacity_bytes`; nothing if all of it fits."""
+        depth = len(self.footprints) - 1
+        while depth >= 0 and self.footprints[depth].total <= capacity_bytes:
+            depth -= 1
+        if depth < 0:
+            return Footprint(0, 0, 0)
+        return self.footprints[depth].scaled(math.prod(self.trips[:depth]))
+
+
+def task_counts(stage: Stage, tiling: Tiling, lanes: int) -> tuple[int, ...]:
+    """Tasks along each dimension of the task space that the backend's kernel shares out, outermost first."""
+    match stage, tiling:
+        case Convolution(), DenseTiling():
+            repeat = max(segment.repeat for segment in stage.column_segments(tiling.columns))
+            panels = ceil_div(stage.group_out, sum(tiling.panel))
+            tiles = (ceil_div(stage.out_height, tiling.rows), ceil_div(repeat, tiling.blocks), ceil_div(panels, tiling.panels))
+            return (stage.batch, stage.groups, *tiles)
+        case Convolution(), LaneTiling():
+            tiles = lane_tiles(stage.out_channels, tiling, lanes)
+            return (stage.batch, ceil_div(stage.out_height, tiling.rows), tiles)
+        case Pooling(), LaneTiling():
+            return (stage.batch, ceil_div(stage.out_height, tiling.rows), lane_tiles(stage.channels, tiling, lanes))
+        case Normalization(), RowTiling():
+            return (ceil_div(stage.pixels, tiling.rows),)
+        case Map(), RowTiling():
+            if len(stage.extents) == 1:
+                return (max(1, stage.extents[0] // (2 * lanes * tiling.rows)),)
+            return (*stage.extents[:-2], ceil_div(stage.extents[-2], tiling.rows))
+    raise TypeError(f"{type(stage).__name__} cannot be tiled by {type(tiling).__name__}")
+
+
+def lane_tiles(channels: int, tiling: LaneTiling, lanes: int) -> int:
+    """Channel tiles of a lanewise stage."""
+    return ceil_div(ceil_div(channels, lanes * tiling.vectors), tiling.groups)
+
+
+def nest_of(stage: Stage, tiling: Tiling, lanes: int, threads: int, operand_bytes: int = 0) -> Nest:
+    """The loops of the busiest of `threads` threads; `operand_bytes`: all of the operands that the epilogue reads."""
+    counts = task_counts(stage, tiling, lanes)
+    tasks = math.prod(counts)
+    own_tasks = ceil_div(tasks, threads)
+    share = own_tasks / tasks if tasks else 1.0
+    match stage, tiling:
+        case Convolution(), DenseTiling():
+            loops, body, measure = _dense_loops(stage, tiling)
+        case Convolution(), LaneTiling():
+            loops, body, measure = _lanewise_loops(stage, tiling, lanes)
+        case Pooling(), LaneTiling():
+            loops, body, measure = _pooling_loops(stage, tiling, lanes)
+        case _:
+            streamed = streamed_footprint(stage, operand_bytes).scaled(share)
+            return Nest((), (streamed,), tasks, share)
+    results_bytes = max(1, _results_bytes(stage))
+    return _own_nest(counts, own_tasks, share, loops, body, measure, operand_bytes / results_bytes)
+
+
+Loop = tuple[str, int, int]  # axis, trips, elements of the axis that one trip covers
+Measure = Callable[[Extents], Footprint]
+
+
+def _own_nest(
+    counts: tuple[int, ...],
+    own_tasks: int,
+    share: float,
+    loops: list[Loop],
+    body: Extents,
+    measure: Measure,
+    operand_per_result_byte: float,
+) -> Nest:
+    """Cut the task loops (the first of `loops`) down to one thread's tasks and add up footprints from the body outwards."""
+    trips = [trip for _, trip, _ in loops]
+    rest = own_tasks
+    for index in reversed(range(len(counts))):
+        trips[index] = min(counts[index], rest)
+        rest = ceil_div(rest, counts[index])
+    values = dict(vars(body))
+
+    def footprint() -> Footprint:
+        touched = measure(Extents(**values))
+        return Footprint(touched.activations + operand_per_result_byte * touched.results, touched.weights, touched.results)
+
+    footprints = [footprint()]
+    for (axis, _, step), trip in zip(reversed(loops), reversed(trips), strict=True):
+        if trip > 1:
+            values[axis] = max(values[axis], trip * step)
+            footprints.append(footprint())
+        else:
+            footprints.append(footprints[-1])
+    return Nest(tuple(trips), tuple(reversed(footprints)), math.prod(counts), share)
+
+
+def _input_span(outputs: int, stride: int, taps: int, dilation: int, available: int) -> int:
+    """Input positions that `outputs` neighbouring outputs read through `taps` taps; strides leave gaps where taps are few."""
+    touched_each = min(taps * outputs, (outputs - 1) * stride + (taps - 1) * dilation + 1)
+    return min(touched_each, available)
+
+
+def _dense_loops(conv: Convolution, tiling: DenseTiling) -> tuple[list[Loop], Extents, Measure]:
+    """Tasks, then panels, rows, column blocks, and the taps; the body is one tap of one block."""
+    width = min(sum(tiling.panel), conv.group_out)
+    columns = min(tiling.columns, conv.out_width)
+    blocks = min(tiling.blocks, ceil_div(conv.out_width, columns))
+    rows = min(tiling.rows, conv.out_height)
+    panels = min(tiling.panels, ceil_div(conv.group_out, width))
+    counts = task_counts(conv, tiling, max(tiling.panel))
+    loops: list[Loop] = [
+        ("batch", counts[0], 1),
+        ("groups", counts[1], 1),
+        ("rows", counts[2], rows),
+        ("columns", counts[3], columns * blocks),
+        ("channels", counts[4], width * panels),
+        ("channels", panels, width),
+        ("rows", rows, 1),
+        ("columns", blocks if counts[3] > 1 else ceil_div(conv.out_width, columns), columns),
+        ("tap_rows", conv.kernel[0], 1),
+        ("tap_columns", conv.kernel[1], 1),
+    ]
+
+    def measure(e: Extents) -> Footprint:
+        channels = min(e.channels, conv.group_out)
+        read = _input_pixels(conv, e) * e.groups * conv.group_in
+        weights = e.groups * channels * conv.group_in * e.tap_rows * e.tap_columns
+        return Footprint(FP32_BYTES * read, FP32_BYTES * weights, FP32_BYTES * _pixels(conv, e) * e.groups * channels)
+
+    return loops, Extents(columns=columns, channels=width), measure
+
+
+def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[list[Loop], Extents, Measure]:
+    """Tasks, then channel groups, rows, column blocks, kernel rows; the body is one kernel row of one block."""
+    width = min(lanes * tiling.vectors, conv.out_channels)
+    columns = min(tiling.columns, conv.out_width)
+    rows = min(tiling.rows, conv.out_height)
+    groups = min(tiling.groups, ceil_div(conv.out_channels, width))
+    counts = task_counts(conv, tiling, lanes)
+    loops: list[Loop] = [
+        ("batch", counts[0], 1),
+        ("rows", counts[1], rows),
+        ("channels", counts[2], width * groups),
+        ("channels", groups, width),
+        ("rows", rows, 1),
+        ("columns", ceil_div(conv.out_width, columns), columns),
+        ("tap_rows", conv.kernel[0], 1),
+    ]
+
+    def measure(e: Extents) -> Footprint:
+        channels = min(e.channels, conv.out_channels)
+        read = _input_pixels(conv, e) * ceil_div(channels, conv.group_out) * conv.group_in
+        weights = channels * conv.group_in * e.tap_rows * e.tap_columns
+        return Footprint(FP32_BYTES * read, FP32_BYTES * weights, FP32_BYTES * _pixels(conv, e) * channels)
+
+    return loops, Extents(columns=columns, channels=width, tap_columns=conv.kernel[1]), measure
+
+
+def _pooling_loops(pool: Pooling, tiling: LaneTiling, lanes: int) -> tuple[list[Loop], Extents, Measure]:
+    """Tasks, then channel groups, rows, columns; the body is one window."""
+    width = min(lanes * tiling.vectors, pool.channels)
+    rows = min(tiling.rows, pool.out_height)
+    groups = min(tiling.groups, ceil_div(pool.channels, width))
+    counts = task_counts(pool, tiling, lanes)
+    strides = (pool.in_height / max(1, pool.out_height), pool.in_width / max(1, pool.out_width))
+    steps = strides if pool.adaptive else (float(pool.stride[0]), float(pool.stride[1]))
+    loops: list[Loop] = [
+        ("batch", counts[0], 1),
+        ("rows", counts[1], rows),
+        ("channels", counts[2], width * groups),
+        ("channels", groups, width),
+        ("rows", rows, 1),
+        ("columns", pool.out_width, 1),
+    ]
+
+    def measure(e: Extents) -> Footprint:
+        channels, out_rows = min(e.channels, pool.channels), min(e.rows, pool.out_height)
+        in_rows = min(pool.in_height, (out_rows - 1) * steps[0] + pool.window[0])
+        in_columns = min(pool.in_width, (e.columns - 1) * steps[1] + pool.window[1])
+        read, written = e.batch * in_rows * in_columns * channels, e.batch * out_rows * e.columns * channels
+        return Footprint(FP32_BYTES * read, 0, FP32_BYTES * written)
+
+    return loops, Extents(channels=width), measure
+
+
+def _input_pixels(conv: Convolution, e: Extents) -> int:
+    rows, columns = min(e.rows, conv.out_height), min(e.columns, conv.out_width)
+    in_rows = _input_span(rows, conv.stride[0], e.tap_rows, conv.dilation[0], conv.in_height)
+    return e.batch * in_rows * _input_span(columns, conv.stride[1], e.tap_columns, conv.dilation[1], conv.in_width)
+
+
+def _pixels(conv: Convolution, e: Extents) -> int:
+    return e.batch * min(e.rows, conv.out_height) * min(e.columns, conv.out_width)
+
+
+def _results_bytes(stage: Stage) -> int:
+    match stage:
+        case Convolution():
+            return FP32_BYTES * stage.pixels * stage.out_channels
+        case Pooling():
+            return FP32_BYTES * stage.batch * stage.out_height * stage.out_width * stage.channels
+        case Normalization():
+            return FP32_BYTES * stage.pixels * stage.channels
+        case Map():
+            return FP32_BYTES * math.prod(stage.extents)
+
+
+def streamed_footprint(stage: Stage, operand_bytes: int = 0) -> Footprint:
+    """The compulsory bytes: everything read or written once. A map reads one operand of its size, and `operand_bytes` besides."""
+    results, weights = _results_bytes(stage), 0
+    match stage:
+        case Convolution():
+            everything = Extents(stage.batch, 1, stage.out_height, stage.out_width, 1, *stage.kernel)
+            read = FP32_BYTES * _input_pixels(stage, everything) * stage.in_channels
+            weights = FP32_BYTES * (stage.out_channels * stage.group_in * stage.taps + stage.out_channels)
+        case Pooling():
+            read = FP32_BYTES * stage.batch * stage.in_height * stage.in_width * stage.channels
+        case Normalization():
+            read, weights = results, 2 * FP32_BYTES * stage.channels
+        case Map():
+            read = results
+    return Footprint(read + operand_bytes, weights, results)

@@ -1,0 +1,300 @@
+"""From a region and the strides of its tensors to a loop nest: what the cost model costs and the backends emit.
+
+Every region of ours iterates over the elements of its result. The iteration space has the dimensions (batch, row, column,
+channel) for stages with channels, and as many as needed for elementwise regions; each tensor is an array of strides over it.
+Dimensions along which all tensors advance alike are merged, so that a pointwise convolution or linear layer sees one long row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from sepc.ir import ops
+from sepc.ir.elementwise import OPERATIONS
+from sepc.ir.region import computations, result
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
+
+Strides = tuple[int, ...]
+
+
+class UnsupportedRegionError(Exception):
+    """A region that no stage of ours covers; its message is the reason. Callers fall back, users never see it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A region as a loop nest.
+
+    Attributes:
+        stage: what is computed, over the merged iteration space.
+        anchor: the node that the stage stands for; None for elementwise regions.
+        epilogue: elementwise and permute nodes after the anchor, in order.
+        source: strides of the anchor's input over (batch, row, column, channel); empty without anchor.
+        operands: strides over the iteration space of every other tensor that the region reads elementwise.
+        result: strides of the region's result over the iteration space.
+    """
+
+    stage: Stage
+    anchor: fx.Node | None
+    epilogue: tuple[fx.Node, ...]
+    source: Strides
+    operands: Mapping[fx.Node, Strides]
+    result: Strides
+
+    @property
+    def epilogue_cost(self) -> int:
+        """Vector instructions per vector of results that the epilogue takes."""
+        return sum(OPERATIONS.get(node.target, 0) for node in self.epilogue)  # type: ignore[arg-type]
+
+
+def contiguous_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> Strides:
+    """Dense strides of `shape`, with dimensions laid out in memory in `order`, outermost first (default: as they come)."""
+    strides = [0] * len(shape)
+    step = 1
+    for dim in reversed(order if order is not None else range(len(shape))):
+        strides[dim] = step
+        step *= max(1, shape[dim])
+    return tuple(strides)
+
+
+def channels_last_order(rank: int) -> tuple[int, ...]:
+    """Memory order of dimensions with dimension 1 innermost."""
+    return (0, *range(2, rank), 1)
+
+
+def channel_axes(rank: int) -> tuple[int, ...]:
+    """Iteration dimension (batch, row, column, channel) of each logical dimension of an [N, C, (H,) W] tensor."""
+    return {3: (0, 3, 2), 4: (0, 3, 1, 2)}[rank]
+
+
+def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_strides: Strides) -> Problem:
+    """The loop nest of `region`, given the strides of its placeholders (by node) and of its result.
+
+    Raises UnsupportedRegionError with the reason where no stage covers it.
+    """
+    nodes = computations(region)
+    first = nodes[0]
+    anchor = None if first.target in OPERATIONS else first
+    extents, axes, stage = _anchor_space(first, anchor is None)
+    epilogue = tuple(nodes if anchor is None else nodes[1:])
+    all_axes = {anchor: axes} if anchor is not None else {}
+    operands = _operands(epilogue, all_axes, axes, len(extents), strides)
+    final_axes = all_axes.get(result(region), axes)
+    result_in_space = _spread(final_axes, result_strides, ops.shape(result(region)), len(extents))
+    source = _source(anchor, stage, strides)
+    problem = Problem(stage, anchor, epilogue, source, operands, result_in_space)
+    return _merge(problem, extents)
+
+
+def copy_problem(value: fx.Node, source_strides: Strides, result_strides: Strides) -> Problem:
+    """The loop nest that copies `value` from one layout to another."""
+    shape = ops.shape(value)
+    spread = [_spread(range(len(shape)), strides, shape, len(shape)) for strides in (source_strides, result_strides)]
+    return _merge(Problem(Map(shape), None, (), (), {value: spread[0]}, spread[1]), shape)
+
+
+def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> tuple[int, ...]:
+    """In which order, outermost first, the dimensions of the region's result should lie in memory.
+
+    Stages with channels write channels innermost; an elementwise region keeps the order of the first operand that has the
+    full shape. `strides` are those of the region's placeholders. Raises UnsupportedRegionError as `analyse` does.
+    """
+    nodes = computations(region)
+    elementwise = nodes[0].target in OPERATIONS
+    extents, axes, _ = _anchor_space(nodes[0], elementwise)
+    all_axes = {} if elementwise else {nodes[0]: axes}
+    operands = _operands(nodes if elementwise else nodes[1:], all_axes, axes, len(extents), strides)
+    along: Sequence[int] = range(len(extents))
+    if elementwise:
+        sizes = [dim for dim, extent in enumerate(extents) if extent != 1]
+        full = [o for node, o in operands.items() if node.op == "placeholder" and all(o[dim] for dim in sizes)]
+        if full:
+            along = sorted(along, key=lambda dim: full[0][dim], reverse=True)
+    place = {dim: index for index, dim in enumerate(along)}
+    final = all_axes.get(result(region), axes)
+    return tuple(sorted(range(len(final)), key=lambda dim: place[final[dim]]))
+
+
+def _anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage]:
+    """Extents of the iteration space, the iteration dimension of each logical dimension of the anchor's result, the stage."""
+    shape = ops.shape(anchor)
+    plain = tuple(range(len(shape)))
+    if elementwise:
+        return shape, plain, Map(shape)
+    if ops.Linear.matches(anchor):
+        linear = ops.Linear.of(anchor)
+        inputs, outputs = ops.shape(linear.weight)[1], shape[-1]
+        pixels = math.prod(shape[:-1])
+        return shape, plain, Convolution(1, 1, pixels, 1, pixels, inputs, outputs)
+    if ops.LayerNorm.matches(anchor):
+        norm = ops.LayerNorm.of(anchor)
+        if len(norm.normalized_shape) != 1:
+            raise UnsupportedRegionError("layer normalisation over more than the last dimension")
+        return shape, plain, Normalization(math.prod(shape[:-1]), shape[-1], norm.eps)
+    if len(shape) not in (3, 4):
+        raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
+    axes = channel_axes(len(shape))
+    stage = _convolution(anchor) if ops.Conv.matches(anchor) else _pooling(anchor)
+    height, width = stage.out_height, stage.out_width
+    return (stage.batch, height, width, shape[1]), axes, stage
+
+
+def _two(values: Sequence[int], fill: int) -> tuple[int, int]:
+    """(rows, columns) of a spatial option; a 1-D one has one row."""
+    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
+
+
+def _convolution(anchor: fx.Node) -> Convolution:
+    conv = ops.Conv.of(anchor)
+    source, out = ops.shape(conv.input), ops.shape(anchor)
+    if len(source) != len(out):
+        raise UnsupportedRegionError("a convolution without a batch dimension")
+    in_height, in_width = _two(source[2:], 1)
+    out_height, out_width = _two(out[2:], 1)
+    return Convolution(
+        out[0],
+        in_height,
+        in_width,
+        out_height,
+        out_width,
+        conv.in_channels,
+        conv.out_channels,
+        conv.groups,
+        _two(conv.kernel, 1),
+        _two(conv.stride, 1),
+        _two(conv.padding, 0),
+        _two(conv.dilation, 1),
+    )
+
+
+def _pooling(anchor: fx.Node) -> Pooling:
+    out = ops.shape(anchor)
+    if ops.Mean.matches(anchor):
+        mean = ops.Mean.of(anchor)
+        source = ops.shape(mean.input)
+        if mean.dims != tuple(range(2, len(source))) or not mean.keepdim:
+            raise UnsupportedRegionError(f"mean over dimensions {mean.dims}")
+        return Pooling(out[0], *_two(source[2:], 1), *_two(out[2:], 1), out[1], False, adaptive=True)
+    if not ops.Pool.matches(anchor):
+        raise UnsupportedRegionError(f"no stage for {anchor.target}")
+    pool = ops.Pool.of(anchor)
+    source = ops.shape(pool.input)
+    if len(source) != len(out) or len(source) < 3:
+        raise UnsupportedRegionError("a pooling without a batch dimension")
+    base = Pooling(out[0], *_two(source[2:], 1), *_two(out[2:], 1), out[1], pool.kind == "max")
+    if pool.kind == "adaptive_avg":
+        return replace(base, adaptive=True)
+    return replace(
+        base,
+        kernel=_two(pool.kernel, 1),
+        stride=_two(pool.stride, 1),
+        padding=_two(pool.padding, 0),
+        dilation=_two(pool.dilation, 1),
+        include_padding=pool.count_include_pad,
+        divisor=pool.divisor_override or 0,
+    )
+
+
+def _spread(axes: Sequence[int], strides: Sequence[int], shape: Sequence[int], rank: int) -> Strides:
+    """Strides over an iteration space of `rank` dimensions of a tensor whose logical dimension d runs along `axes[d]`."""
+    spread = [0] * rank
+    offset = len(axes) - len(shape)
+    for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
+        if size != 1:
+            spread[axes[offset + dim]] = stride
+    return tuple(spread)
+
+
+def _operands(
+    epilogue: Sequence[fx.Node],
+    all_axes: dict[fx.Node, tuple[int, ...]],
+    axes: tuple[int, ...],
+    rank: int,
+    strides: Mapping[fx.Node, Strides],
+) -> dict[fx.Node, Strides]:
+    """Strides over the iteration space of the tensors that `epilogue` reads; also records the axes of its nodes."""
+    operands: dict[fx.Node, Strides] = {}
+    for node in epilogue:
+        inputs = node.all_input_nodes
+        known = next((all_axes[argument] for argument in inputs if argument in all_axes), axes)
+        if ops.Permute.matches(node):
+            all_axes[node] = tuple(known[dim] for dim in ops.Permute.of(node).dims)
+            continue
+        all_axes[node] = known
+        for argument in inputs:
+            if argument in all_axes:
+                continue
+            shape = ops.shape(argument)
+            own = contiguous_strides(shape) if argument.op == "get_attr" else strides[argument]
+            spread = _spread(known, own, shape, rank)
+            if operands.setdefault(argument, spread) != spread:
+                raise UnsupportedRegionError(f"{argument.name} is read in two different orders")
+    return operands
+
+
+def _source(anchor: fx.Node | None, stage: Stage, strides: Mapping[fx.Node, Strides]) -> Strides:
+    """Strides of the anchor's input over its own dimensions, in the order of the iteration space."""
+    if anchor is None:
+        return ()
+    node = anchor.all_input_nodes[0]
+    shape, own = ops.shape(node), strides[node]
+    if isinstance(stage, Normalization) or ops.Linear.matches(anchor):
+        return own
+    return _spread(channel_axes(len(shape)), own, shape, 4)
+
+
+def _merge(problem: Problem, extents: Sequence[int]) -> Problem:
+    """Merge iteration dimensions along which all tensors advance alike, as far as the stage allows."""
+    stage = problem.stage
+    if isinstance(stage, Pooling) or (isinstance(stage, Convolution) and not _is_pointwise(stage)):
+        return problem
+    tensors = [problem.result, *problem.operands.values()]
+    if isinstance(stage, Map):
+        order = sorted(range(len(extents)), key=lambda dim: (extents[dim] != 1, problem.result[dim]), reverse=True)
+        order = [dim for dim in order if extents[dim] != 1]
+        merged, rows = _collapse([extents[d] for d in order], [tuple(t[d] for d in order) for t in tensors])
+        merged, rows = (merged, rows) if merged else ((1,), [(1,)] * len(tensors))
+        operands = dict(zip(problem.operands, rows[1:], strict=True))
+        operations = max(1, problem.epilogue_cost)
+        return replace(problem, stage=Map(tuple(merged), operations), operands=operands, result=rows[0])
+    *pixels, channels = extents
+    tensors.append(problem.source)
+    merged, rows = _collapse(pixels, [t[:-1] for t in tensors])
+    if len(merged) > (1 if isinstance(stage, Normalization) else 3):
+        raise UnsupportedRegionError("its tensors advance differently along too many dimensions")
+    padding = 3 - len(merged)
+    full = (1,) * padding + tuple(merged)
+    spread = [(0,) * padding + row + (tensor[-1],) for row, tensor in zip(rows, tensors, strict=True)]
+    if isinstance(stage, Convolution):
+        stage = replace(
+            stage, batch=full[0], in_height=full[1], out_height=full[1], in_width=full[2], out_width=full[2]
+        )
+    operands = dict(zip(problem.operands, spread[1:-1], strict=True))
+    return replace(problem, stage=stage, source=spread[-1], operands=operands, result=spread[0])
+
+
+def _is_pointwise(stage: Convolution) -> bool:
+    return stage.taps == 1 and stage.stride == (1, 1) and stage.padding == (0, 0)
+
+
+def _collapse(extents: Sequence[int], tensors: Sequence[Strides]) -> tuple[list[int], list[Strides]]:
+    """Merge neighbouring dimensions (a, b) wherever every tensor has stride_a = stride_b · extent_b; drop those of size 1."""
+    merged: list[int] = []
+    rows: list[list[int]] = [[] for _ in tensors]
+    for dim, extent in enumerate(extents):
+        if extent == 1:
+            continue
+        steps = [tensor[dim] for tensor in tensors]
+        if merged and all(row[-1] == step * extent for row, step in zip(rows, steps, strict=True)):
+            merged[-1] *= extent
+            for row, step in zip(rows, steps, strict=True):
+                row[-1] = step
+        else:
+            merged.append(extent)
+            for row, step in zip(rows, steps, strict=True):
+                row.append(step)
+    return merged, [tuple(row) for row in rows]

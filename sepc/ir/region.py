@@ -1,0 +1,139 @@
+"""Regions: the unit of code generation. A region is a ``call_module`` node whose submodule is a small graph of ATen ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import fx
+
+from sepc.errors import VerificationError
+from sepc.ir.origin import derive
+
+Kernel = Literal["sepc", "tvm", "torch"]
+
+REGION_KINDS = ("convolution", "linear", "pooling", "normalization", "elementwise", "copy", "concatenation", "other")
+
+
+@dataclass(frozen=True)
+class RegionInfo:
+    """What a region is, kept in ``node.meta["sepc_region"]``.
+
+    Attributes:
+        kind: one of `REGION_KINDS`, named after the op that everything else in the region hangs on.
+        kernel: who runs it: a kernel of ours, one lowered by TVM, or PyTorch on the host.
+        reason: why it is not a kernel of ours; empty where it is.
+    """
+
+    kind: str
+    kernel: Kernel = "sepc"
+    reason: str = ""
+
+
+def info(node: fx.Node) -> RegionInfo:
+    """The `RegionInfo` of a region's node; raises VerificationError for another node."""
+    found = node.meta.get("sepc_region")
+    if not isinstance(found, RegionInfo):
+        raise VerificationError("Not a region", where=node.name, why="meta['sepc_region'] is missing")
+    return found
+
+
+def is_region(node: fx.Node) -> bool:
+    """Whether `node` calls a region."""
+    return node.op == "call_module" and "sepc_region" in node.meta
+
+
+def submodule(graph_module: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
+    """The graph of the region that `node` calls; raises VerificationError if there is none."""
+    found = getattr(graph_module, str(node.target), None)
+    if not isinstance(found, fx.GraphModule):
+        raise VerificationError("A region has no graph", where=node.name, why=f"the module has no submodule {node.target!r}")
+    return found
+
+
+def regions(graph_module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphModule]]:
+    """All regions of `graph_module` in execution order, each as its node and its graph."""
+    for node in graph_module.graph.nodes:
+        if is_region(node):
+            yield node, submodule(graph_module, node)
+
+
+def placeholders(region: fx.GraphModule) -> list[fx.Node]:
+    """The inputs of a region's graph, in order."""
+    return [node for node in region.graph.nodes if node.op == "placeholder"]
+
+
+def computations(region: fx.GraphModule) -> list[fx.Node]:
+    """The ATen calls of a region's graph, in execution order."""
+    return [node for node in region.graph.nodes if node.op == "call_function"]
+
+
+def result(region: fx.GraphModule) -> fx.Node:
+    """The node that a region's graph returns."""
+    output = next(node for node in region.graph.nodes if node.op == "output")
+    value = output.args[0]
+    if not isinstance(value, fx.Node):
+        raise VerificationError("A region returns one node", where=str(value))
+    return value
+
+
+def extract(
+    graph_module: fx.GraphModule, nodes: Sequence[fx.Node], name: str, region_info: RegionInfo, pass_name: str
+) -> fx.Node:
+    """Move `nodes` (in execution order, the last one being the only one used outside) into a region called `name`.
+
+    Constants that the nodes read move along; other inputs become the region's placeholders. Returns the region's node, which
+    stands where the last of `nodes` stood.
+    """
+    inner = fx.Graph()
+    owner = torch.nn.Module()
+    copies: dict[fx.Node, fx.Node] = {}
+    inputs: list[fx.Node] = []
+    members = set(nodes)
+    for node in nodes:
+        for argument in node.all_input_nodes:
+            if argument in members or argument in copies:
+                continue
+            if argument.op == "get_attr":
+                setattr(owner, str(argument.target), getattr(graph_module, str(argument.target)))
+                copies[argument] = inner.node_copy(argument)
+            else:
+                inputs.append(argument)
+                copies[argument] = inner.placeholder(argument.name)
+                copies[argument].meta = _inherited(argument.meta)
+    for node in nodes:
+        copies[node] = inner.node_copy(node, lambda argument: copies[argument])
+    inner.output(copies[nodes[-1]])
+    # Placeholders and constants first, as every graph has them.
+    for node in [*inner.nodes][::-1]:
+        if node.op == "placeholder":
+            first = next(iter(inner.nodes))
+            if node is not first:
+                first.prepend(node)
+    return _install(graph_module, fx.GraphModule(owner, inner), nodes, inputs, name, region_info, pass_name)
+
+
+def _inherited(meta: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in meta.items() if key == "val"}
+
+
+def _install(
+    graph_module: fx.GraphModule,
+    region: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    inputs: Sequence[fx.Node],
+    name: str,
+    region_info: RegionInfo,
+    pass_name: str,
+) -> fx.Node:
+    graph_module.add_submodule(name, region)
+    last = nodes[-1]
+    with graph_module.graph.inserting_after(last):
+        call = graph_module.graph.call_module(name, tuple(inputs))
+    call.meta.update(val=last.meta["val"], sepc_region=region_info, sepc_origin=derive(pass_name, nodes))
+    last.replace_all_uses_with(call)
+    for node in reversed(nodes):
+        graph_module.graph.erase_node(node)
+    return call

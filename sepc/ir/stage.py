@@ -1,0 +1,189 @@
+"""What a kernel computes, as plain numbers: the shapes that the cost model and the backends share.
+
+A convolution is described in one canonical form, whatever ATen op it came from: it maps `[batch, in_height, in_width,
+in_channels]` to `[batch, out_height, out_width, out_channels]`. A linear layer is a 1×1 convolution over one row whose
+columns are all its leading dimensions; a 1-D convolution has one row. This module imports neither torch nor TVM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def ceil_div(numerator: int, denominator: int) -> int:
+    """`numerator / denominator`, rounded up."""
+    return -(-numerator // denominator)
+
+
+def split_lanes(channels: int, lanes: int) -> tuple[int, ...]:
+    """Vector widths that cover `channels` exactly: as many full vectors as fit, then decreasing powers of two."""
+    widths = [lanes] * (channels // lanes)
+    rest, width = channels % lanes, lanes // 2
+    while rest:
+        if rest >= width:
+            widths.append(width)
+            rest -= width
+        width //= 2
+    return tuple(widths)
+
+
+@dataclass(frozen=True)
+class ColumnSegment:
+    """A run of output columns computed by one unrolled block of code, `repeat` times over.
+
+    Attributes:
+        start: the first output column.
+        columns: output columns per block.
+        repeat: number of consecutive blocks.
+        interior: every tap of every column is inside the input, so that no column needs a check.
+    """
+
+    start: int
+    columns: int
+    repeat: int
+    interior: bool
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A convolution, pointwise, dense, grouped or depthwise. `padding` is (top, left); kernel, stride, dilation are (rows, columns)."""
+
+    batch: int
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    in_channels: int
+    out_channels: int
+    groups: int = 1
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def group_in(self) -> int:
+        """Input channels that one output channel reads."""
+        return self.in_channels // self.groups
+
+    @property
+    def group_out(self) -> int:
+        """Output channels of one group."""
+        return self.out_channels // self.groups
+
+    @property
+    def taps(self) -> int:
+        """Positions of the kernel window."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def pixels(self) -> int:
+        """Output positions, over the whole batch."""
+        return self.batch * self.out_height * self.out_width
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, a multiply-add counted as two."""
+        return 2 * self.pixels * self.out_channels * self.group_in * self.taps
+
+    def lanewise(self, lanes: int) -> bool:
+        """Whether each vector lane needs an input channel of its own (depthwise, or groups narrower than a vector)."""
+        return self.groups > 1 and self.group_out < lanes and lanes % self.group_out == 0
+
+    def column_valid(self, column: int, tap: int) -> bool:
+        """Whether kernel column `tap` of output `column` falls inside the input."""
+        return 0 <= column * self.stride[1] - self.padding[1] + tap * self.dilation[1] < self.in_width
+
+    def column_segments(self, block: int) -> tuple[ColumnSegment, ...]:
+        """Cover the output row by blocks of `block` columns: borders one by one, the interior as a loop, then the rest."""
+        block = min(block, self.out_width)
+        last_tap = self.kernel[1] - 1
+        first_inside = ceil_div(self.padding[1], self.stride[1])
+        reach = self.in_width - 1 + self.padding[1] - last_tap * self.dilation[1]
+        end_inside = min(self.out_width, reach // self.stride[1] + 1) if reach >= 0 else 0
+        segments: list[ColumnSegment] = []
+        start = 0
+        while start < min(first_inside, self.out_width):
+            columns = min(block, self.out_width - start)
+            segments.append(ColumnSegment(start, columns, 1, False))
+            start += columns
+        repeat = max(0, (end_inside - start) // block)
+        if repeat:
+            segments.append(ColumnSegment(start, block, repeat, True))
+            start += repeat * block
+        while start < self.out_width:
+            columns = min(block, self.out_width - start)
+            segments.append(ColumnSegment(start, columns, 1, start + columns <= end_inside))
+            start += columns
+        return tuple(segments)
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """A window reduction (average or maximum) per channel, regular or adaptive.
+
+    An adaptive window of output row i spans the input rows from floor(i·H/OH) to ceil((i+1)·H/OH), columns alike; kernel, stride
+    and padding are then unused. An average divides by `divisor` if given, else by the size of its window: clipped to the padded
+    input if `include_padding`, else to the input itself.
+    """
+
+    batch: int
+    in_height: int
+    in_width: int
+    out_height: int
+    out_width: int
+    channels: int
+    maximum: bool
+    adaptive: bool = False
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    include_padding: bool = True
+    divisor: int = 0
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Rows and columns of a full window."""
+        if self.adaptive:
+            return ceil_div(self.in_height, self.out_height), ceil_div(self.in_width, self.out_width)
+        return self.kernel
+
+    @property
+    def flops(self) -> int:
+        """One operation per input element that a window reads."""
+        rows, columns = self.window
+        return self.batch * self.channels * self.out_height * self.out_width * rows * columns
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Layer normalisation over the last, contiguous dimension of `[pixels, channels]`."""
+
+    pixels: int
+    channels: int
+    epsilon: float
+
+    @property
+    def flops(self) -> int:
+        """Mean, variance and scaling: about eight operations per element."""
+        return 8 * self.pixels * self.channels
+
+
+@dataclass(frozen=True)
+class Map:
+    """An elementwise expression, or a copy, over an iteration space of `extents`, outermost first."""
+
+    extents: tuple[int, ...]
+    operations: int = 1
+
+    @property
+    def flops(self) -> int:
+        """Operations per element times elements."""
+        total = self.operations
+        for extent in self.extents:
+            total *= extent
+        return total
+
+
+Stage = Convolution | Pooling | Normalization | Map

@@ -1,0 +1,77 @@
+"""choose-tiling: let the cost model block the loops of every region that has a kernel of ours.
+
+Pattern. A region whose values have layouts: its loop nest follows from its operators and strides (`sepc.ir.problem`).
+
+Equation. tiling(region) = argmin over legal tilings of predicted time on the machine with the given number of threads.
+
+Preconditions. A stage covers the region. Where none does (its tensors advance too differently to be one loop nest) the region
+is handed to PyTorch, with the reason.
+
+    region_0_convolution            →    region_0_convolution, meta["sepc_tiling"] = Choice(tiling, cost)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import fx
+
+from sepc.cost_model.machine import Machine
+from sepc.cost_model.search import Choice, choose
+from sepc.errors import VerificationError
+from sepc.ir import ops, region
+from sepc.ir.layout import layout
+from sepc.ir.problem import Problem, UnsupportedRegionError, analyse
+from sepc.ir.stage import Map
+from sepc.passes.manager import PassContext
+
+BYTES_PER_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class ChooseTiling:
+    """Annotates regions with the `Choice` of the cost model."""
+
+    name: ClassVar[str] = "choose-tiling"
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
+        """Annotate the regions of `graph_module`; counts as a change only where a region was handed to PyTorch."""
+        machine = context.machine
+        if machine is None:
+            raise VerificationError("choose-tiling needs a machine", fix="set PassContext.machine")
+        handed_over = False
+        for node, graph in region.regions(graph_module):
+            if region.info(node).kernel != "sepc":
+                continue
+            try:
+                node.meta["sepc_tiling"] = _choose(node, graph, machine, context.threads)
+            except UnsupportedRegionError as error:
+                node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=str(error))
+                context.note(self.name, node, str(error))
+                handed_over = True
+        return handed_over
+
+
+def choice(node: fx.Node) -> Choice:
+    """The tiling chosen for a region and its predicted cost; raises VerificationError where there is none."""
+    found = node.meta.get("sepc_tiling")
+    if not isinstance(found, Choice):
+        raise VerificationError("A region has no tiling", where=node.name, why="meta['sepc_tiling'] is missing")
+    return found
+
+
+def region_problem(node: fx.Node, graph: fx.GraphModule) -> Problem:
+    """The loop nest of the region that `node` calls, with the strides planned for its tensors."""
+    given = [layout(value).strides for value in node.args if isinstance(value, fx.Node)]
+    return analyse(graph, dict(zip(region.placeholders(graph), given, strict=True)), layout(node).strides)
+
+
+def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int) -> Choice:
+    if region.info(node).kind == "concatenation":
+        return choose(Map((ops.tensor(node).numel(),)), machine, threads)
+    problem = region_problem(node, graph)
+    operand_bytes = sum(BYTES_PER_FLOAT * ops.tensor(operand).numel() for operand in problem.operands)
+    return choose(
+        problem.stage, machine, threads, epilogue_cost=problem.epilogue_cost, operand_bytes=operand_bytes
+    )

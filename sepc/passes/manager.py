@@ -1,0 +1,330 @@
+"""The pass manager, and the pieces that passes are made of: notes, rules and the rewriter.
+
+A pass only rewrites. The manager alone cleans up after it (dead code, unused constants), recompiles, propagates shapes,
+lints, verifies structure and, if asked, numerics, times and dumps.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from sepc.errors import VerificationError
+from sepc.ir.origin import derive
+from sepc.ir.printer import describe_type, print_graph
+from sepc.ir.verify import verify, verify_numerics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch._ops import OpOverload
+    from torch.fx.node import Argument
+
+    from sepc.cost_model.machine import Machine
+
+
+class Target(Protocol):
+    """What passes may know of a compilation target."""
+
+    @property
+    def name(self) -> str:
+        """The target's name, such as ``x86-64-v4``."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A decision of a pass about a node: above all a rejection, with its reason."""
+
+    pass_name: str
+    node: str
+    message: str
+
+
+@dataclass
+class PassContext:
+    """What passes share besides the graph.
+
+    Attributes:
+        target, machine: for whom the graph is compiled; None where no pass needs to know.
+        threads: how many threads run the kernels.
+        example_inputs: tensors for the placeholders, for numeric verification; None: random ones of the right types.
+        notes: the passes' decisions, in order.
+    """
+
+    target: Target | None = None
+    machine: Machine | None = None
+    threads: int = 1
+    example_inputs: tuple[torch.Tensor, ...] | None = None
+    notes: list[Note] = field(default_factory=list)
+
+    def note(self, pass_name: str, node: fx.Node, message: str) -> None:
+        """Record a decision about `node`, once."""
+        note = Note(pass_name, node.name, message)
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+class Pass(Protocol):
+    """A frozen dataclass: a name, options as fields, and one method."""
+
+    name: ClassVar[str]
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
+        """Rewrite `graph_module`; returns whether it changed."""
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did: in `time_ms` by itself, with a `max_difference` by numeric verification (None: not run)."""
+
+    name: str
+    changed: bool
+    time_ms: float
+    nodes_before: int
+    nodes_after: int
+    notes: tuple[Note, ...]
+    max_difference: float | None = None
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """Runs `passes` in order.
+
+    Attributes:
+        passes: the pipeline.
+        verify_each: run the graph before and after each pass on the same input, and compare.
+        dump_dir: write the IR there before the first pass and after each that changed it.
+    """
+
+    passes: Sequence[Pass]
+    verify_each: bool = False
+    dump_dir: Path | None = None
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> list[PassRecord]:
+        """Run all passes on `graph_module`; raises VerificationError if one breaks the graph or changes its meaning."""
+        self._dump(graph_module, 0, "input")
+        inputs = verification_inputs(graph_module, context.example_inputs) if self.verify_each else ()
+        outputs = _execute(graph_module, inputs) if self.verify_each else ()
+        records: list[PassRecord] = []
+        for index, one in enumerate(self.passes, start=1):
+            size, first_note, started = len(graph_module.graph.nodes), len(context.notes), time.perf_counter()
+            changed = one.run(graph_module, context)
+            time_ms = (time.perf_counter() - started) * 1e3
+            difference = None
+            if changed:
+                finish(graph_module, one.name)
+                self._dump(graph_module, index, one.name)
+                if self.verify_each:
+                    reference, outputs = outputs, _execute(graph_module, inputs)
+                    difference = verify_numerics(one.name, reference, outputs)
+            notes, nodes = tuple(context.notes[first_note:]), len(graph_module.graph.nodes)
+            records.append(PassRecord(one.name, changed, time_ms, size, nodes, notes, difference))
+        return records
+
+    def _dump(self, graph_module: fx.GraphModule, index: int, name: str) -> None:
+        if self.dump_dir is not None:
+            self.dump_dir.mkdir(parents=True, exist_ok=True)
+            (self.dump_dir / f"{index:03d}_{name}.py").write_text(print_graph(graph_module))
+
+
+def finish(graph_module: fx.GraphModule, pass_name: str) -> None:
+    """Bring a rewritten graph back in order: no dead code, right types, origins, code; raises VerificationError."""
+    graph_module.graph.eliminate_dead_code()
+    drop_unused_constants(graph_module)
+    graph_module.delete_all_unused_submodules()
+    propagate_types(graph_module)
+    for node in graph_module.graph.nodes:
+        node.meta.setdefault("sepc_origin", derive(pass_name, node.all_input_nodes))
+    try:
+        graph_module.graph.lint()
+    except RuntimeError as error:
+        raise VerificationError(f"{pass_name} left a malformed graph", why=str(error)) from error
+    verify(graph_module)
+    graph_module.recompile()
+
+
+def drop_unused_constants(graph_module: fx.GraphModule) -> None:
+    """Remove parameters and buffers that no node reads, in `graph_module` and its regions."""
+    used = {node.target for node in graph_module.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(graph_module.named_parameters(recurse=False)), *dict(graph_module.named_buffers(recurse=False))]:
+        if name not in used:
+            delattr(graph_module, name)
+    for child in graph_module.children():
+        if isinstance(child, fx.GraphModule):
+            drop_unused_constants(child)
+
+
+def fake_mode(graph_module: fx.GraphModule) -> FakeTensorMode:
+    """The FakeTensorMode of the graph's types; a new one for a graph without types."""
+    values = (node.meta.get("val") for node in graph_module.graph.nodes)
+    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None) or FakeTensorMode()
+
+
+def propagate_types(graph_module: fx.GraphModule, mode: FakeTensorMode | None = None) -> None:
+    """Compute ``meta["val"]`` of all nodes afresh from the placeholders' types and the constants, also inside regions.
+
+    Raises VerificationError, naming the node, where an operator does not accept its inputs.
+    """
+    mode = mode or fake_mode(graph_module)
+    for node in graph_module.graph.nodes:
+        if node.op in ("get_attr", "call_function"):
+            node.meta["val"] = infer(graph_module, node, mode)
+        elif node.op == "call_module":
+            region = getattr(graph_module, str(node.target), None)
+            if not isinstance(region, fx.GraphModule):
+                continue  # `verify` reports it.
+            for placeholder, value in zip(region.graph.find_nodes(op="placeholder"), node.args, strict=True):
+                placeholder.meta["val"] = value.meta["val"] if isinstance(value, fx.Node) else value
+            propagate_types(region, mode)
+            node.meta["val"] = fx.map_arg(region.graph.output_node().args[0], lambda result: result.meta["val"])
+
+
+def infer(graph_module: fx.GraphModule, node: fx.Node, mode: FakeTensorMode) -> object:
+    """The type of a ``get_attr`` or ``call_function`` `node` whose inputs are typed; raises VerificationError."""
+    try:
+        if node.op == "get_attr":
+            return mode.from_tensor(getattr(graph_module, str(node.target)), static_shapes=True)
+        if not callable(node.target):
+            raise TypeError(f"{node.target!r} cannot be called")
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda value: value.meta["val"])
+        with mode, torch.no_grad():
+            return node.target(*args, **kwargs)
+    except Exception as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VerificationError(
+            "A node does not fit its inputs", where=f"{node.name} = {node.target}", why=why
+        ) from error
+
+
+def verification_inputs(
+    graph_module: fx.GraphModule, given: Sequence[torch.Tensor] | None = None, seed: int = 0
+) -> tuple[torch.Tensor, ...]:
+    """Inputs to run the graph on: `given`, or seeded random ones; with the shapes and strides of the placeholders."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs: list[torch.Tensor] = []
+    for index, node in enumerate(graph_module.graph.find_nodes(op="placeholder")):
+        declared = node.meta["val"]
+        tensor = torch.empty_strided(declared.shape, declared.stride(), dtype=declared.dtype)
+        if given is not None:
+            values = given[index]
+        elif declared.dtype.is_floating_point:
+            values = torch.randn(declared.shape, generator=generator)
+        else:  # Small enough for an index, and for a boolean.
+            values = torch.randint(0, 2, declared.shape, generator=generator)
+        inputs.append(tensor.copy_(values))
+    return tuple(inputs)
+
+
+def _execute(graph_module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad():
+        outputs = graph_module(*inputs)
+    return tuple(outputs)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a rule does not apply; `near`: the node looks like its pattern, so the reason is worth a note."""
+
+    reason: str
+    near: bool = True
+
+
+@dataclass
+class Rewriter:
+    """Builds typed nodes in front of `anchor`, the node to be replaced; remembers them, so that they can be undone."""
+
+    graph_module: fx.GraphModule
+    pass_name: str
+    mode: FakeTensorMode
+    anchor: fx.Node
+    origins: tuple[fx.Node, ...]
+    created: list[fx.Node] = field(default_factory=list)
+
+    def call(self, target: OpOverload, *args: Argument, **kwargs: Argument) -> fx.Node:
+        """A call of `target`; raises VerificationError if it does not accept its inputs."""
+        with self.graph_module.graph.inserting_before(self.anchor):
+            return self._typed(self.graph_module.graph.call_function(target, args, dict(kwargs)))
+
+    def constant(self, hint: str, value: torch.Tensor) -> fx.Node:
+        """A new constant of the module, named after `hint`."""
+        name, count = hint, 0
+        while hasattr(self.graph_module, name):
+            count += 1
+            name = f"{hint}_{count}"
+        self.graph_module.register_buffer(name, value)
+        with self.graph_module.graph.inserting_before(self.anchor):
+            return self._typed(self.graph_module.graph.get_attr(name))
+
+    def undo(self) -> None:
+        """Erase all nodes built so far."""
+        for node in reversed(self.created):
+            self.graph_module.graph.erase_node(node)
+        self.created.clear()
+
+    def _typed(self, node: fx.Node) -> fx.Node:
+        self.created.append(node)
+        node.meta["val"] = infer(self.graph_module, node, self.mode)
+        node.meta["sepc_origin"] = derive(self.pass_name, self.origins)
+        return node
+
+
+Match = TypeVar("Match")
+
+
+class Rule(ABC, Generic[Match]):
+    """The unit of rewriting: `match` finds out whether it applies, `rewrite` builds the replacement."""
+
+    targets: tuple[object, ...]
+    """What the nodes call that `match` wants to see."""
+
+    @abstractmethod
+    def match(self, node: fx.Node, module: fx.GraphModule) -> Match | Rejection | None:
+        """What `rewrite` needs; a rejection with its reason; or None where `node` is not of the pattern at all."""
+
+    @abstractmethod
+    def rewrite(self, match: Match, build: Rewriter) -> fx.Node:
+        """Build what replaces the node, and return it."""
+
+    def apply(self, node: fx.Node, pass_name: str, module: fx.GraphModule, context: PassContext) -> bool:
+        """Replace `node` if the rule matches, note the reason if it is rejected; returns whether it was replaced."""
+        found = self.match(node, module)
+        if found is None:
+            return False
+        rejection = found if isinstance(found, Rejection) else None
+        if not isinstance(found, Rejection):
+            match, build = found, Rewriter(module, pass_name, fake_mode(module), node, (node,))
+            rejection = replace(node, build, lambda: self.rewrite(match, build))
+        if rejection is not None:
+            context.note(pass_name, node, rejection.reason)
+        return rejection is None
+
+
+def replace(node: fx.Node, build: Rewriter, rewrite: Callable[[], fx.Node]) -> Rejection | None:
+    """Replace `node` by what `rewrite` builds; undone, with the reason, where that has another type or does not fit."""
+    try:
+        new = rewrite()
+    except VerificationError as error:
+        build.undo()
+        return Rejection(error.why)
+    before, after = node.meta["val"], new.meta["val"]
+    if not same_type(before, after):
+        build.undo()
+        return Rejection(f"its type would change from {describe_type(before)} to {describe_type(after)}")
+    node.replace_all_uses_with(new)
+    node.graph.erase_node(node)
+    return None
+
+
+def same_type(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether shape, dtype and the strides that matter (of dimensions larger than 1) are equal."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    triples = zip(left.shape, left.stride(), right.stride(), strict=True)
+    return all(size <= 1 or one == other for size, one, other in triples)

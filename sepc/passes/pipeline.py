@@ -1,0 +1,39 @@
+"""The pipeline: which passes run, in which order, and why there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sepc.passes.canonicalize import Canonicalize
+from sepc.passes.choose_tiling import ChooseTiling
+from sepc.passes.fold_batch_norm import FoldBatchNorm
+from sepc.passes.group import Group
+from sepc.passes.plan_layout import PlanLayout
+from sepc.passes.plan_memory import PlanMemory
+
+if TYPE_CHECKING:
+    from sepc.passes.manager import Pass
+
+PIPELINE: tuple[Pass, ...] = (
+    # First, so that every later pass has to know one spelling of each operation only.
+    Canonicalize(),
+    # Before grouping: a normalisation folded into weights is one that no kernel has to compute.
+    FoldBatchNorm(),
+    # From here on a node is a kernel. Whatever rewrites single operations has to come before.
+    Group(),
+    # Needs the regions: what a region reads and writes decides the layouts, and copies become regions of their own.
+    PlanLayout(),
+    # Needs the layouts: which loops can be merged depends on strides.
+    ChooseTiling(),
+    # Last, as it needs to know every storage there will be.
+    PlanMemory(),
+)
+
+PASSES: dict[str, type[Pass]] = {
+    "canonicalize": Canonicalize,
+    "fold-batch-norm": FoldBatchNorm,
+    "group": Group,
+    "plan-layout": PlanLayout,
+    "choose-tiling": ChooseTiling,
+    "plan-memory": PlanMemory,
+}

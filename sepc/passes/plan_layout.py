@@ -1,0 +1,161 @@
+"""plan-layout: decide the strides of every value, and make the copies explicit that this takes.
+
+Pattern. Every value at the top level of a grouped graph.
+
+Rules, in execution order:
+- an input has the strides it comes with; a view has those that PyTorch gives a view of its input;
+- a region with channels writes them innermost (channels-last); an elementwise region follows its first full operand;
+- a region that TVM or PyTorch runs writes densely in logical order, and TVM also reads so.
+
+Preconditions that a copy (a region with one ``aten.clone``) establishes where they do not hold: a depthwise or grouped convolution,
+a pooling and a normalisation read channels with stride 1; a view exists for the strides at hand; a result of the graph
+has the strides that PyTorch would give it.
+
+    %c = region_0_convolution(%x)            layout channels-last
+    %v = view(%c, [1, 75])                   no such view        →    %k = region_2_copy(%c);  %v = view(%k, [1, 75])
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from sepc.errors import VerificationError
+from sepc.ir import ops, region
+from sepc.ir.layout import Layout, layout, same_strides
+from sepc.ir.origin import derive
+from sepc.ir.problem import channels_last_order, contiguous_strides, result_order
+from sepc.ir.views import is_view, view_layout
+from sepc.passes.manager import PassContext
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class PlanLayout:
+    """Annotates every top-level tensor with its `Layout` and inserts copies where needed."""
+
+    name: ClassVar[str] = "plan-layout"
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
+        """Annotate and rewrite `graph_module`; always counts as a change."""
+        copies = _Copies(graph_module, self.name)
+        for node in list(graph_module.graph.nodes):
+            if node.op == "output":
+                _plan_output(node, copies)
+            elif region.is_region(node):
+                _plan_region(node, copies)
+            elif is_view(node):
+                _plan_view(node, copies)
+            elif node.op in ("placeholder", "get_attr"):
+                node.meta["sepc_layout"] = Layout(ops.strides(node), 0, node)
+            elif isinstance(node.meta["val"], torch.Tensor):  # one of several results of a region run by PyTorch
+                node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node)), 0, node)
+        if copies.count:
+            context.note(self.name, graph_module.graph.output_node(), f"{copies.count} copies inserted")
+        return True
+
+
+@dataclass
+class _Copies:
+    """Inserts copies, each a region with one ``aten.clone``; equal ones are shared."""
+
+    graph_module: fx.GraphModule
+    pass_name: str
+    count: int = 0
+
+    def insert(self, value: fx.Node, strides: tuple[int, ...], before: fx.Node) -> fx.Node:
+        """A copy of `value` with `strides`, placed before node `before`."""
+        graph = self.graph_module.graph
+        with graph.inserting_before(before):
+            clone = graph.call_function(aten.clone.default, (value,))
+        clone.meta["val"] = value.meta["val"]
+        clone.meta["sepc_origin"] = derive(self.pass_name, [value])
+        name = f"region_copy_{self.count}_{value.name}"
+        self.count += 1
+        elementwise = ops.dtype(value) == torch.float32 and 0 not in ops.shape(value)
+        kind = region.RegionInfo("copy") if elementwise else region.RegionInfo("copy", "torch", "not float32")
+        node = region.extract(self.graph_module, [clone], name, kind, self.pass_name)
+        node.meta["sepc_layout"] = Layout(strides, 0, node)
+        return node
+
+
+def _require(node: fx.Node, index: int, strides: tuple[int, ...], copies: _Copies) -> None:
+    """Have argument `index` of `node` come with `strides`, by a copy if it does not."""
+    value = node.args[index]
+    if isinstance(value, fx.Node) and not same_strides(ops.shape(value), layout(value).strides, strides):
+        arguments = list(node.args)
+        arguments[index] = copies.insert(value, strides, node)
+        node.args = tuple(arguments)
+
+
+def _plan_region(node: fx.Node, copies: _Copies) -> None:
+    graph = region.submodule(copies.graph_module, node)
+    kind = region.info(node)
+    if kind.kernel != "sepc":
+        for index, value in enumerate(node.args):
+            if isinstance(value, fx.Node):
+                _require(node, index, contiguous_strides(ops.shape(value)), copies)
+        if isinstance(node.meta["val"], torch.Tensor):
+            node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node)), 0, node)
+        return
+    if _reads_channel_vectors(graph):
+        value = node.args[0]
+        if not isinstance(value, fx.Node):
+            raise VerificationError("A region's input is a node", where=node.name)
+        shape = ops.shape(value)
+        normalized = kind.kind == "normalization"
+        order = tuple(range(len(shape))) if normalized else channels_last_order(len(shape))
+        channel = order[-1]
+        if shape[channel] != 1 and layout(value).strides[channel] != 1:
+            _require(node, 0, contiguous_strides(shape, order), copies)
+    given = [layout(value).strides for value in node.args if isinstance(value, fx.Node)]
+    strides = dict(zip(region.placeholders(graph), given, strict=True))
+    order = _concatenation_order(graph, given) if kind.kind == "concatenation" else result_order(graph, strides)
+    node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node), order), 0, node)
+
+
+def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
+    """Whether the region's first operator loads vectors of neighbouring channels."""
+    anchor = region.computations(graph)[0]
+    if ops.Conv.matches(anchor):
+        return ops.Conv.of(anchor).groups > 1
+    return any(accessor.matches(anchor) for accessor in (ops.Pool, ops.Mean, ops.LayerNorm))
+
+
+def _concatenation_order(graph: fx.GraphModule, given: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The memory order of the largest input."""
+    inputs = region.placeholders(graph)
+    largest = max(range(len(inputs)), key=lambda index: ops.tensor(inputs[index]).numel())
+    return tuple(sorted(range(len(given[largest])), key=lambda dim: given[largest][dim], reverse=True))
+
+
+def _plan_view(node: fx.Node, copies: _Copies) -> None:
+    source = node.all_input_nodes[0]
+    planned = _view_of(node, source)
+    if planned is None:
+        copy = copies.insert(source, contiguous_strides(ops.shape(source)), node)
+        node.replace_input_with(source, copy)
+        planned = _view_of(node, copy)
+    if planned is None:
+        raise VerificationError("A view exists of no layout of its input", where=node.name, why=str(node.target))
+    node.meta["sepc_layout"] = planned
+
+
+def _view_of(node: fx.Node, source: fx.Node) -> Layout | None:
+    of = layout(source)
+    found = view_layout(node, ops.shape(source), of.strides, of.offset, ops.dtype(source))
+    return None if found is None else Layout(found[0], found[1], of.base)
+
+
+def _plan_output(node: fx.Node, copies: _Copies) -> None:
+    """Have each result come with the strides that it has in PyTorch."""
+    results = []
+    for value in node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],):
+        if isinstance(value, fx.Node) and not same_strides(ops.shape(value), layout(value).strides, ops.strides(value)):
+            value = copies.insert(value, ops.strides(value), node)
+        results.append(value)
+    node.args = (tuple(results),)

@@ -1,0 +1,79 @@
+"""The models under test: reproducible, lively, and with batch normalisation that is worth folding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.models import default_size, load
+
+
+def outputs(model: nn.Module, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return tree_leaves(model(*inputs))
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", "convnext_atto", "deeplabv3_mobilenet_v3_large"])
+def test_outputs_are_finite_and_depend_on_the_image(name: str) -> None:
+    model, (images,) = load(name, 96, batch=2)
+    assert not model.training
+    assert images.shape == (2, 3, 96, 96)
+    for output in outputs(model, images):
+        assert output.isfinite().all()
+        assert 0.01 < output.abs().max() < 1000.0
+        # Far more than the tolerance of a comparison, or an error could hide.
+        assert (output[0] - output[1]).abs().max() > 0.01 * output.abs().max()
+
+
+def test_loading_twice_gives_the_same() -> None:
+    torch.manual_seed(1)
+    first, first_inputs = load("mobilenetv1_100", 64)
+    torch.manual_seed(2)
+    second, second_inputs = load("mobilenetv1_100", 64)
+    assert torch.equal(first_inputs[0], second_inputs[0])
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_parameters_do_not_depend_on_size_and_batch() -> None:
+    first, _ = load("mobilenetv1_100", 64)
+    second, _ = load("mobilenetv1_100", 96, batch=2)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_loading_leaves_the_global_random_state_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    load("mobilenetv1_100", 64)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_batch_norm_is_no_identity() -> None:
+    model, _ = load("resnet18", 64)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    for norm in norms:
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            assert values is not None
+            assert values.std() > 0.0
+        assert norm.weight.min() >= 0.5
+
+
+def test_layer_scales_let_every_branch_reach_the_output() -> None:
+    model, _ = load("convnext_tiny", 64)
+    gammas = [parameter for name, parameter in model.named_parameters() if name.endswith("gamma")]
+    assert gammas
+    assert min(float(gamma.min()) for gamma in gammas) >= 0.5
+
+
+def test_default_size() -> None:
+    assert default_size("xception41") == 299
+    assert default_size("mobilenetv2_100") == 224
+    _, (images,) = load("mobilenetv1_100")
+    assert images.shape == (1, 3, 224, 224)

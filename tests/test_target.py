@@ -1,0 +1,198 @@
+"""Targets by name, what TVM is told, and which host can run them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from sepc.cost_model.detect import HostCpu, host_cpu
+from sepc.cost_model.x86_cpus import LEVEL_FEATURES, LINUX_FLAG_OF_FEATURE, X86_CPUS, X86_CPUS_TOO_OLD
+from sepc.errors import TargetError
+from sepc.target import Target, native_target
+
+
+def host_like(llvm_cpu: str, without: frozenset[str] = frozenset()) -> HostCpu:
+    """A host with everything that LLVM assumes of that core, but ``without``."""
+    cpu = X86_CPUS[llvm_cpu]
+    features = set(cpu.level_features) | set(cpu.extra_features)
+    flags = frozenset(LINUX_FLAG_OF_FEATURE.get(name, name) for name in features - without)
+    return HostCpu("x86-64", llvm_cpu, flags, cpu.machine, is_virtual=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "llvm_cpu", "vector_bits", "machine"),
+    [
+        ("x86-64-v3", "x86-64-v3", 256, "x86-64-v3"),
+        ("x86-64-v4", "x86-64-v4", 512, "x86-64-v4"),
+        ("x86:x86-64-v3", "x86-64-v3", 256, "x86-64-v3"),
+        ("x86:znver4", "znver4", 512, "znver4"),
+        ("x86:skylake-avx512", "skylake-avx512", 512, "skylake-avx512"),
+        ("x86:alderlake", "alderlake", 256, "haswell"),
+        ("x86:emeraldrapids", "emeraldrapids", 512, "sapphirerapids"),
+    ],
+)
+def test_parse(name: str, llvm_cpu: str, vector_bits: int, machine: str) -> None:
+    target = Target.parse(name)
+    assert (target.name, target.llvm_cpu, target.vector_bits) == (name, llvm_cpu, vector_bits)
+    assert target.machine.name == machine
+    assert target.vector_lanes == vector_bits // 32
+    assert ("+avx512f" in target.features) == (vector_bits == 512)
+    assert {"+avx2", "+fma"} <= set(target.features)
+
+
+def test_a_target_is_its_own_parse() -> None:
+    target = Target.parse("x86-64-v3")
+    assert Target.parse(target) is target
+    assert hash(target) == hash(Target.parse("x86-64-v3"))
+
+
+@pytest.mark.parametrize("name", [name for name in Target.known() if name != "native"])
+def test_every_known_name_parses(name: str) -> None:
+    assert Target.parse(name).machine.vector_bits == Target.parse(name).vector_bits
+
+
+def test_native_is_runnable() -> None:
+    if not host_cpu().llvm_cpu:
+        pytest.skip("no kernels for this host")
+    target = Target.parse("native")
+    target.require_runnable()
+    assert target.is_runnable
+    assert target.machine.cores <= (os.cpu_count() or 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("x86:znver6", r"'x86:znver5'"),
+        ("znver4", r"'x86:znver4'"),
+        ("skylake_avx512", r"'x86:skylake-avx512'"),
+        ("x86:skylake_avx512", r"'x86:skylake-avx512'"),
+        ("x86:Haswell", r"'x86:haswell'"),
+        ("x86-64-v5", r"'x86-64-v4'"),
+        ("natvie", r"'native'"),
+    ],
+)
+def test_unknown_name_lists_the_known_and_suggests_the_near(name: str, suggestion: str) -> None:
+    with pytest.raises(TargetError) as caught:
+        Target.parse(name)
+    message = str(caught.value)
+    assert message.startswith(f"There is no target '{name}'.")
+    assert f"Where: target='{name}'" in message
+    assert "native, x86-64-v3, x86-64-v4 and x86:<core>" in message
+    assert all(cpu in message for cpu in X86_CPUS)
+    assert caught.match(rf"did you mean .*{suggestion}")
+
+
+def test_a_name_like_no_other() -> None:
+    with pytest.raises(TargetError, match=r"What to do: use one of these names"):
+        Target.parse("qqqqqqqqqqqq")
+
+
+@pytest.mark.parametrize("name", ["x86:nehalem", "x86-64-v2", "x86:generic"])
+def test_old_cores_are_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(TargetError, match=rf"no kernels for the target '{name}'(.|\n)*AVX2 and FMA(.|\n)*'x86-64-v3'"):
+        Target.parse(name)
+
+
+def test_host_that_lacks_features_is_refused_by_their_names() -> None:
+    target = Target.parse("x86-64-v4")
+    with pytest.raises(
+        TargetError,
+        match=r"cannot run code compiled for 'x86-64-v4'(.|\n)*lacks avx512bw, avx512cd, avx512dq, avx512f, avx512vl",
+    ):
+        target.require_runnable(host_like("znver3"))
+    target.require_runnable(host_like("znver4"))
+
+
+def test_a_cores_extra_features_count() -> None:
+    assert Target.parse("x86:sapphirerapids").missing_features(host_like("znver5")) == ("avx512fp16",)
+    assert Target.parse("x86:znver4").missing_features(host_like("znver5")) == ()
+
+
+def test_features_that_linux_hides_are_taken_for_granted_on_the_same_core_only() -> None:
+    target = Target.parse("x86:arrowlake")
+    hidden = frozenset({"avxifma", "avxneconvert", "avxvnniint8"})
+    assert target.missing_features(host_like("arrowlake", without=hidden)) == ()
+    assert set(target.missing_features(host_like("alderlake"))) == hidden
+
+
+def test_native_leaves_out_what_the_hypervisor_hides() -> None:
+    host = host_like("znver5", without=frozenset({"gfni", "avx512bf16"}))
+    target = native_target(host)
+    assert {feature for feature in target.features if feature.startswith("-")} == {"-gfni", "-avx512bf16"}
+    assert target.missing_features(host) == ()
+    assert Target.parse("x86:znver5").missing_features(host) == ("avx512bf16", "gfni")
+
+
+def test_other_architectures_run_nothing() -> None:
+    arm = HostCpu("aarch64", llvm_cpu="", flags=None, machine_name="")
+    with pytest.raises(TargetError, match=r"the x86-64 architecture \(the host is 'aarch64'\)"):
+        Target.parse("x86-64-v3").require_runnable(arm)
+    with pytest.raises(TargetError, match="no kernels for the processor"):
+        native_target(arm)
+
+
+def test_where_features_cannot_be_read_avx2_is_assumed_and_more_is_not() -> None:
+    macos = HostCpu("x86-64", "x86-64-v3", flags=None, machine_name="x86-64-v3")
+    Target.parse("x86-64-v3").require_runnable(macos)
+    native_target(macos).require_runnable(macos)
+    with pytest.raises(TargetError, match="certainty about x86-64-v4's features"):
+        Target.parse("x86-64-v4").require_runnable(macos)
+
+
+# The tables against the LLVM that is inside TVM.
+
+
+def _llvm_features(cpu: str) -> set[str]:
+    tvm = pytest.importorskip("tvm")
+    target = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": cpu})
+    return {str(name) for name in tvm.get_global_func("target.llvm_get_cpu_features")(target)}
+
+
+def test_names_are_llvms() -> None:
+    tvm = pytest.importorskip("tvm")
+    x86 = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu"})
+    names = {str(name) for name in tvm.get_global_func("target.llvm_get_cpu_archlist")(x86)}
+    # Names with underscores are aliases of the others, for function multi-versioning.
+    assert set(X86_CPUS) | X86_CPUS_TOO_OLD == {name for name in names if "_" not in name}
+    assert not set(X86_CPUS) & X86_CPUS_TOO_OLD
+
+
+def test_features_are_llvms() -> None:
+    optional = {feature for cpu in X86_CPUS.values() for feature in cpu.extra_features}
+    for cpu in X86_CPUS.values():
+        features = _llvm_features(cpu.name)
+        assert set(cpu.level_features) <= features, cpu.name
+        assert set(cpu.extra_features) == (features & optional) - set(cpu.level_features), cpu.name
+        assert (set(LEVEL_FEATURES[4]) <= features) == (cpu.level == 4), cpu.name
+    for name in sorted(X86_CPUS_TOO_OLD):
+        assert not {"avx2", "fma"} <= _llvm_features(name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "register"),
+    [("x86-64-v3", "ymm"), ("x86-64-v4", "zmm"), ("x86:skylake-avx512", "zmm"), ("x86:znver5", "zmm")],
+)
+def test_explicit_vectors_use_registers_of_the_targets_width(name: str, register: str) -> None:
+    """Also where LLVM prefers 256-bit vectors."""
+    tvm = pytest.importorskip("tvm")
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.tirx.script.builder import ir as T
+
+    target = Target.parse(name)
+    lanes = target.vector_lanes
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("main")
+        a, b, c = (T.arg(letter, T.buffer((lanes,), "float32")) for letter in "abc")
+        vector = tvm.tirx.Ramp(0, 1, lanes)
+        T.buffer_store(c, c[vector] + a[vector] * b[vector], [vector])
+    library = tvm.compile(
+        builder.get(),
+        target=tvm.target.Target({**target.llvm_target(), "mtriple": "x86_64-linux-gnu"}),
+        tir_pipeline="tirx",
+    )
+    assembly = library.mod.inspect_source("asm")
+    fused = [line for line in assembly.splitlines() if "vfmadd" in line]
+    assert fused
+    assert all(register in line for line in fused)
