@@ -30,7 +30,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 import sepc
-from sepc.report.dot import Region, write_graph
+from sepc.report.dot import Region, short_op, write_graph
 
 Photograph: TypeAlias = npt.NDArray[np.uint8]
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0 if sepc agrees with PyTorch on every photograph."""
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    console = Console(width=None if sys.stdout.isatty() else 130)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     model = load_model()
     images = {name: prepare(read()) for name, read in PHOTOGRAPHS.items()}
     first = next(iter(images.values()))
@@ -150,8 +150,9 @@ def regions_table(regions: Sequence[Region], measured_us: Sequence[tuple[str, fl
     for region in regions:
         time_us = measured.get(region.name, float("nan"))
         table.add_row(
-            region.name, ", ".join(region.ops), region.kernel, str(region.tiling or ""), f"{region.predicted_us:.1f}",
-            f"{time_us:.1f}", f"{region.flops / time_us / 1e3:.1f}", f"{region.bytes_moved / 1e3:.0f}",
+            region.name, ", ".join(map(short_op, region.ops)), region.kernel, str(region.tiling or ""),
+            f"{region.predicted_us:.1f}", f"{time_us:.1f}", f"{region.flops / time_us / 1e3:.1f}",
+            f"{region.bytes_moved / 1e3:.0f}",
         )  # fmt: skip
     predicted_us = sum(region.predicted_us for region in regions)
     table.add_section()
@@ -159,7 +160,7 @@ def regions_table(regions: Sequence[Region], measured_us: Sequence[tuple[str, fl
     return table
 
 
-def stages_text(compile_times_s: dict[str, float]) -> str:
+def stages_text(compile_times_s: Mapping[str, float]) -> str:
     """The time of every stage of compilation in one line."""
     return ", ".join(f"{stage} {time_s:.1f} s" for stage, time_s in compile_times_s.items())
 

@@ -1,9 +1,10 @@
-"""Regions without a kernel of ours: element-wise oddities, data movement, reductions, softmax, resampling, through TVM's own lowering.
+"""Regions without a kernel of ours: element-wise oddities, data movement, reductions, softmax, resampling.
 
-The ATen graph of a region becomes a TVM tensor program (`generic_ops`: one expression per operator), which is split into loop
-nests and scheduled generically (`generic_schedule`). The result is a sequence of raw C-ABI kernels with sepc's calling convention,
-``int32 name(ptr in…, ptr out…, int32 thread, int32 threads)``, and a barrier is needed after each. Buffers are dense and row-major
-in the logical order of dimensions; pointers need be aligned to their elements only. Objects may need ``-lm``.
+The ATen graph of a region becomes a TVM tensor program (`generic_ops`: one expression per operator), which is split
+into loop nests and scheduled generically (`generic_schedule`). The result is a sequence of raw C-ABI kernels with
+sepc's calling convention, ``int32 name(ptr in…, ptr out…, int32 thread, int32 threads)``, and a barrier is needed after
+each. Buffers are dense and row-major in the logical order of dimensions; pointers need be aligned to their elements
+only. Objects may need ``-lm``.
 
 Only operators of an explicit allowlist are lowered; everything else is a `Rejection`, and such regions run in PyTorch.
 """
@@ -22,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tvm import te
 
 from sepc.backends import generic_schedule
-from sepc.backends.generic_ops import CONVERTERS, DTYPES, Emitter, Unsupported
+from sepc.backends.generic_ops import CONVERTERS, DTYPES, Emitter, UnsupportedError
 
 # Indices are 32-bit.
 _MAX_ELEMENTS = 2**31 - 1
@@ -55,7 +56,7 @@ class GenericKernel:
     Attributes:
         name: its C symbol.
         function: the raw `tvm.tirx.PrimFunc`, for ``tvm.compile(function, target, tir_pipeline="tirx")``.
-        inputs, outputs: buffer ids in the order of the C arguments: inputs first, then outputs, then thread and threads.
+        inputs, outputs: buffer ids in the order of the C arguments, which are inputs, outputs, thread, threads.
         parallel: whether threads share the work; otherwise thread 0 does it all and the others return at once.
     """
 
@@ -113,7 +114,7 @@ def lower(submodule: fx.GraphModule, name: str, vector_lanes: int) -> GenericReg
     """
     try:
         return _Lowering(submodule, name, vector_lanes).run()
-    except Unsupported as error:
+    except UnsupportedError as error:
         return Rejection(str(error))
 
 
@@ -155,23 +156,28 @@ class _Lowering:
             return self.emitter.constant(tensor.cpu().contiguous().numpy())
         if _is_getitem(node):
             source, position = node.args
-            assert isinstance(source, fx.Node) and isinstance(position, int)
+            assert isinstance(source, fx.Node)
+            assert isinstance(position, int)
             self.types[node] = self.types[source][position]
             return self.values[source][position]
         converter = CONVERTERS.get(overload_name(node))
         if converter is None:
-            raise Unsupported(f"{node.name}: {node.target} is not on the list of operators for the generic lowering")
+            raise UnsupportedError(
+                f"{node.name}: {node.target} is not on the list of operators for the generic lowering"
+            )
         self.types[node] = self.emitter.out = _checked(self._type(node), node)
         try:
             return converter(self.emitter, *self._arguments(node))
-        except Unsupported as error:
-            raise Unsupported(f"{node.name}: {error}") from error
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{node.name}: {error}") from error
 
     def _type(self, node: fx.Node) -> Any:
         if "val" in node.meta:
             return node.meta["val"]
         with self.mode:  # regions made by hand or by a pass that forgot
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: torch.empty_like(self.types[arg], device="cpu"))
+            args, kwargs = fx.map_arg(
+                (node.args, node.kwargs), lambda arg: torch.empty_like(self.types[arg], device="cpu")
+            )
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _arguments(self, node: fx.Node) -> list[Any]:
@@ -184,7 +190,8 @@ class _Lowering:
     def _result(self, node: Any) -> Any:
         """The region's result `node` as a tensor of its own: never an input, a constant, or a result given before."""
         value = self.values[node]
-        return te.compute(value.shape, lambda *i: value(*i), name=f"result_{self.emitter.unique()}")
+        copy = lambda *i: value(*i)  # noqa: E731, PLW0108 -- te.compute looks at the signature
+        return te.compute(value.shape, copy, name=f"result_{self.emitter.unique()}")
 
     # ---- tensor expressions to kernels
 
@@ -195,7 +202,9 @@ class _Lowering:
         ids += [f"out{i}" for i in range(len(outputs))]
         program = generic_schedule.inline(program, self.emitter.may_inline, lambda block: block in self.emitter.heavy)
         named = list(zip(program.params, ids, strict=True))
-        kernels = [self._kernel(nest, position, named) for position, nest in enumerate(generic_schedule.split_nests(program))]
+        kernels = [
+            self._kernel(nest, position, named) for position, nest in enumerate(generic_schedule.split_nests(program))
+        ]
         return GenericRegion(
             kernels=tuple(kernels),
             buffers={key: BufferSpec(tuple(int(n) for n in buffer.shape), str(buffer.dtype)) for buffer, key in named},
@@ -222,13 +231,13 @@ def _checked(value: Any, node: fx.Node) -> Any:
     """`value` (a tensor or tuple of tensors), after making sure that kernels can hold it."""
     for tensor in value if isinstance(value, list | tuple) else [value]:
         if not isinstance(tensor, torch.Tensor):
-            raise Unsupported(f"{node.name}: not a tensor")
+            raise UnsupportedError(f"{node.name}: not a tensor")
         if tensor.dtype not in DTYPES:
-            raise Unsupported(f"{node.name}: dtype {tensor.dtype} is not handled")
+            raise UnsupportedError(f"{node.name}: dtype {tensor.dtype} is not handled")
         if not all(isinstance(extent, int) for extent in tensor.shape):
-            raise Unsupported(f"{node.name}: the shape is not static")
+            raise UnsupportedError(f"{node.name}: the shape is not static")
         if not 0 < tensor.numel() <= _MAX_ELEMENTS:
-            raise Unsupported(f"{node.name}: {tensor.numel()} elements")
+            raise UnsupportedError(f"{node.name}: {tensor.numel()} elements")
     return value
 
 

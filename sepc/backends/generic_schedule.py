@@ -1,14 +1,15 @@
 """From a TVM tensor program to raw C-ABI kernels: inline, split at barriers, schedule, lower, rewrap.
 
-A tensor program has one loop nest per tensor. Cheap element-wise tensors are inlined into their readers; every remaining nest
-becomes a kernel of its own, because the threads must meet at a barrier before the next nest reads what this one wrote.
-The schedule is generic: reductions above the innermost spatial loop, explicit vectors there, outer loops fused and divided among
-threads. Reductions along contiguous memory accumulate one vector of partial results instead.
+A tensor program has one loop nest per tensor. Cheap element-wise tensors are inlined into their readers; every
+remaining nest becomes a kernel of its own, because the threads must meet at a barrier before the next nest reads what
+this one wrote. The schedule is generic: reductions above the innermost spatial loop, explicit vectors there, outer
+loops fused and divided among threads. Reductions along contiguous memory accumulate one vector of partial results
+instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -55,7 +56,8 @@ def inline(function: PrimFunc, may_inline: Callable[[str], bool], heavy: Callabl
             continue
         if len(schedule.get(block).writes) == 1 and not _is_parameter(function, schedule.get(block).writes[0].source):
             schedule.compute_inline(block)
-    return schedule.mod["main"]
+    # An expression that was inlined twice defines its names twice, which TVM's checks refuse.
+    return s_tir.transform.ConvertSSA()(schedule.mod)["main"]
 
 
 def _is_parameter(function: PrimFunc, buffer: Any) -> bool:
@@ -81,7 +83,7 @@ def _nest(block: Any, statement: Any) -> Nest:
     return Nest(function, tuple(reads), tuple(writes))
 
 
-def _unique(buffers: Any) -> list[Any]:
+def _unique(buffers: Iterable[Any]) -> list[Any]:
     result: list[Any] = []
     for buffer in buffers:
         if not any(buffer.same_as(other) for other in result):
@@ -89,7 +91,7 @@ def _unique(buffers: Any) -> list[Any]:
     return result
 
 
-# ---- schedule ----------------------------------------------------------------------------------------------------------------
+# ---- schedule ------------------------------------------------------------------------------------------------------
 
 
 def _kinds(schedule: Schedule, block: Block) -> list[int]:
@@ -117,10 +119,8 @@ def scheduled(function: PrimFunc, lanes: int) -> PrimFunc:
     schedule = s_tir.Schedule(tvm.IRModule({"main": function}))
     (block,) = schedule.get_child_blocks(schedule.get_sblock("root"))
     loops, kinds = schedule.get_loops(block), _kinds(schedule, block)
-    if len(loops) != len(kinds):  # unit iterations have no loop: a scalar, or a reduction to one
-        if len(loops) == 0:
-            return schedule.mod["main"]
-        kinds = [_SPATIAL if loop_is_spatial else 2 for loop_is_spatial in _spatial_loops(schedule, block, loops)]
+    if not loops:  # a single element
+        return schedule.mod["main"]
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == _SPATIAL]
     reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind != _SPATIAL]
     if reduced and _reduces_contiguously(schedule, block):
@@ -132,14 +132,8 @@ def scheduled(function: PrimFunc, lanes: int) -> PrimFunc:
     return schedule.mod["main"]
 
 
-def _spatial_loops(schedule: Schedule, block: Block, loops: Sequence[Loop]) -> list[bool]:
-    domain = [(int(v.iter_type), int(v.dom.extent)) for v in schedule.get(block).iter_vars]
-    kinds = iter(kind for kind, extent in domain if extent > 1)
-    return [next(kinds) == _SPATIAL if _extent(schedule, loop) > 1 else True for loop in loops]
-
-
 def _vectorize(schedule: Schedule, loop: Loop, lanes: int) -> tuple[Loop, Loop | None]:
-    """`loop` as an outer loop and one over a vector of up to `lanes` elements, if its extent allows; else `loop` and None."""
+    """`loop` split into vectors of up to `lanes` elements: (outer, vector); (`loop`, None) if its extent is odd."""
     width = _divisor(_extent(schedule, loop), lanes)
     if width < min(4, lanes):
         return loop, None
@@ -169,7 +163,10 @@ def _is_flat(schedule: Schedule, block: Block) -> bool:
     own = [variable.var for variable in node.iter_vars]
     return all(
         len(region.region) == len(own)
-        and all(isinstance(r.extent, tirx.IntImm) and int(r.extent) == 1 and r.min.same_as(v) for r, v in zip(region.region, own, strict=True))
+        and all(
+            isinstance(r.extent, tirx.IntImm) and int(r.extent) == 1 and r.min.same_as(v)
+            for r, v in zip(region.region, own, strict=True)
+        )
         for region in [*node.reads, *node.writes]
     )
 
@@ -182,7 +179,9 @@ def _reduces_contiguously(schedule: Schedule, block: Block) -> bool:
     return any(region.region[-1].min.same_as(variable) for region in regions for variable in reduced)
 
 
-def _schedule_row_reduction(schedule: Schedule, block: Block, spatial: Sequence[Loop], reduced: Sequence[Loop], lanes: int) -> None:
+def _schedule_row_reduction(
+    schedule: Schedule, block: Block, spatial: Sequence[Loop], reduced: Sequence[Loop], lanes: int
+) -> None:
     width = _divisor(_extent(schedule, reduced[-1]), lanes)
     outer = schedule.fuse(*spatial) if len(spatial) > 1 else spatial[0] if spatial else None
     single = len(schedule.get(block).writes) == 1
@@ -191,17 +190,17 @@ def _schedule_row_reduction(schedule: Schedule, block: Block, spatial: Sequence[
         return
     inner = schedule.split(reduced[-1], [None, width])[1]
     partial = schedule.rfactor(inner, len(schedule.get(block).writes[0].region))
-    schedule.compute_at(partial, schedule.get_loops(block)[0])
-    loops, kinds = schedule.get_loops(partial), _kinds(schedule, partial)
-    lane = loops[-1 - sum(kind != _SPATIAL for kind in kinds)]
-    schedule.reorder(*loops[loops.index(lane) + 1 :], lane)
+    rows, *summands, lane = schedule.get_loops(partial)
+    schedule.reverse_compute_at(block, rows)
     schedule.vectorize(lane)
-    schedule.parallel(schedule.get_loops(block)[0])
-    schedule.decompose_reduction(partial, schedule.get_loops(partial)[1])
+    schedule.parallel(rows)
+    schedule.decompose_reduction(partial, summands[0])
     schedule.decompose_reduction(block, schedule.get_loops(block)[1])
 
 
-def _schedule_scalar_reduction(schedule: Schedule, block: Block, outer: Loop, reduced: Sequence[Loop], single: bool) -> None:
+def _schedule_scalar_reduction(
+    schedule: Schedule, block: Block, outer: Loop, reduced: Sequence[Loop], single: bool
+) -> None:
     """Several rows at a time: their sums do not wait for one another."""
     if outer is None:
         return
@@ -232,7 +231,7 @@ def _schedule_column_reduction(
     schedule.decompose_reduction(block, reduced[0])
 
 
-# ---- lowering ----------------------------------------------------------------------------------------------------------------
+# ---- lowering ------------------------------------------------------------------------------------------------------
 
 
 def _passes() -> Any:

@@ -16,16 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, Tiling
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div
 
-FP32_BYTES = 4
+FP32_BYTES: Final = 4
+PAGE_BYTES: Final = 4096
+PREFETCH_BYTES: Final = 128
+"""Two lines: the adjacent one is fetched too. Measured: strips of 64 bytes per pixel from L3 take twice the time per byte of 128."""
+GRADUAL_OVERFLOW: Final = 1.5
+"""A working set of this many times a cache's size gets no hits from it any more."""
 
 
-@dataclass(frozen=True)
-class Extents:
+class Extents(NamedTuple):
     """How far the axes of a stage extend, in elements; `taps` are kernel rows and columns. Channels are those of one group."""
 
     batch: int = 1
@@ -37,22 +41,36 @@ class Extents:
     tap_columns: int = 1
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """Distinct bytes of the operands of a stage: `activations` and `weights` are read, `results` are written."""
+class Footprint(NamedTuple):
+    """Bytes of the operands of a stage: `activations` and `weights` are read, `results` are written.
+
+    `set_share` is the part of a cache's sets that the activations can fall into; `run_bytes` are contiguous in each pixel.
+    (A named tuple, as the search makes many.)
+    """
 
     activations: float
     weights: float
     results: float
+    set_share: float = 1.0
+    run_bytes: int = PREFETCH_BYTES
 
     @property
     def total(self) -> float:
         """All of them."""
         return self.activations + self.weights + self.results
 
-    def scaled(self, factor: float) -> Footprint:
-        """The same `factor` times over."""
-        return Footprint(self.activations * factor, self.weights * factor, self.results * factor)
+    @property
+    def occupied(self) -> float:
+        """Bytes of a first-level cache that they need, as the activations fall into `set_share` of its sets only."""
+        return self.activations / self.set_share + self.weights + self.results
+
+    @property
+    def prefetch_waste(self) -> float:
+        """Activations that arrive from far away per activation needed: runs are completed to pairs of lines."""
+        return ceil_div(self.run_bytes, PREFETCH_BYTES) * PREFETCH_BYTES / self.run_bytes
+
+
+NOTHING: Final = Footprint(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -71,14 +89,27 @@ class Nest:
     tasks: int
     share: float
 
-    def into_cache(self, capacity_bytes: float) -> Footprint:
-        """Bytes that one thread fetches into (and stores through) a cache of `capacity_bytes`; nothing if all of it fits."""
-        depth = len(self.footprints) - 1
-        while depth >= 0 and self.footprints[depth].total <= capacity_bytes:
-            depth -= 1
-        if depth < 0:
-            return Footprint(0, 0, 0)
-        return self.footprints[depth].scaled(math.prod(self.trips[:depth]))
+    def into_cache(self, capacity_bytes: float, *, first_level: bool = False) -> Footprint:
+        """Bytes that one thread fetches into (and stores through) a cache of `capacity_bytes`; nothing if all of it fits.
+
+        In the first level, activations need the more room the fewer of the cache's sets they fall into.
+        """
+        # From outside in, as a pass over the inner loop decides if its body does not fit.
+        activations = weights = results = 0.0
+        outside = 1
+        for footprint, trips in zip(self.footprints, (*self.trips, 1), strict=True):
+            needed = (footprint.occupied if first_level else footprint.total) / capacity_bytes
+            if needed <= 1:
+                break
+            # Real caches replace not quite the least recently used line: what hardly does not fit, hits in part.
+            missing = min(1.0, (needed - 1) / (GRADUAL_OVERFLOW - 1))
+            times = missing * outside
+            waste = 1.0 if first_level else footprint.prefetch_waste
+            activations = (1 - missing) * activations + times * waste * footprint.activations
+            weights = (1 - missing) * weights + times * footprint.weights
+            results = (1 - missing) * results + times * footprint.results
+            outside *= trips
+        return Footprint(activations, weights, results)
 
 
 def task_counts(stage: Stage, tiling: Tiling, lanes: int) -> tuple[int, ...]:
@@ -122,8 +153,9 @@ def nest_of(stage: Stage, tiling: Tiling, lanes: int, threads: int, operand_byte
         case Pooling(), LaneTiling():
             loops, body, measure = _pooling_loops(stage, tiling, lanes)
         case _:
-            streamed = streamed_footprint(stage, operand_bytes).scaled(share)
-            return Nest((), (streamed,), tasks, share)
+            whole = streamed_footprint(stage, operand_bytes)
+            own = Footprint(share * whole.activations, whole.weights, share * whole.results)
+            return Nest((), (own,), tasks, share)
     results_bytes = max(1, _results_bytes(stage))
     return _own_nest(counts, own_tasks, share, loops, body, measure, operand_bytes / results_bytes)
 
@@ -147,16 +179,17 @@ def _own_nest(
     for index in reversed(range(len(counts))):
         trips[index] = min(counts[index], rest)
         rest = ceil_div(rest, counts[index])
-    values = dict(vars(body))
+    extents = body
 
     def footprint() -> Footprint:
-        touched = measure(Extents(**values))
-        return Footprint(touched.activations + operand_per_result_byte * touched.results, touched.weights, touched.results)
+        touched = measure(extents)
+        extra = operand_per_result_byte * touched.results
+        return touched._replace(activations=touched.activations + extra) if extra else touched
 
     footprints = [footprint()]
     for (axis, _, step), trip in zip(reversed(loops), reversed(trips), strict=True):
         if trip > 1:
-            values[axis] = max(values[axis], trip * step)
+            extents = extents._replace(**{axis: max(getattr(extents, axis), trip * step)})
             footprints.append(footprint())
         else:
             footprints.append(footprints[-1])
@@ -220,7 +253,13 @@ def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[
         channels = min(e.channels, conv.out_channels)
         read = _input_pixels(conv, e) * ceil_div(channels, conv.group_out) * conv.group_in
         weights = channels * conv.group_in * e.tap_rows * e.tap_columns
-        return Footprint(FP32_BYTES * read, FP32_BYTES * weights, FP32_BYTES * _pixels(conv, e) * channels)
+        return Footprint(
+            FP32_BYTES * read,
+            FP32_BYTES * weights,
+            FP32_BYTES * _pixels(conv, e) * channels,
+            set_share(channels, conv.out_channels),
+            FP32_BYTES * channels,
+        )
 
     return loops, Extents(columns=columns, channels=width, tap_columns=conv.kernel[1]), measure
 
@@ -247,9 +286,18 @@ def _pooling_loops(pool: Pooling, tiling: LaneTiling, lanes: int) -> tuple[list[
         in_rows = min(pool.in_height, (out_rows - 1) * steps[0] + pool.window[0])
         in_columns = min(pool.in_width, (e.columns - 1) * steps[1] + pool.window[1])
         read, written = e.batch * in_rows * in_columns * channels, e.batch * out_rows * e.columns * channels
-        return Footprint(FP32_BYTES * read, 0, FP32_BYTES * written)
+        return Footprint(FP32_BYTES * read, 0, FP32_BYTES * written, set_share(channels, pool.channels), FP32_BYTES * channels)
 
     return loops, Extents(channels=width), measure
+
+
+def set_share(channels: int, pixel_channels: int) -> float:
+    """The part of a cache's sets that `channels` neighbouring channels out of `pixel_channels` of many pixels fall into.
+
+    A set is chosen by address bits of which those within a page (4 KiB) are alike in all caches: the first-level ones have no
+    others, and the higher ones cannot spread out what collides there. So runs of bytes at a stride meet gcd(stride, 4096) apart.
+    """
+    return min(1.0, channels * FP32_BYTES / math.gcd(pixel_channels * FP32_BYTES, PAGE_BYTES))
 
 
 def _input_pixels(conv: Convolution, e: Extents) -> int:

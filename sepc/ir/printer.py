@@ -49,7 +49,7 @@ def _function(graph_module: fx.GraphModule, name: str, indent: str, sources: boo
             region = getattr(graph_module, str(node.target), None)
             lines.append("")
             if isinstance(region, fx.GraphModule):
-                lines += _function(region, str(node.target), inner, sources)
+                lines += [*_function(region, str(node.target), inner, sources), ""]
         if node.op == "output":
             lines.append(f"{inner}return {_value(node.args[0])}")
         elif node.op != "placeholder":

@@ -3,11 +3,9 @@
 Every rule is an identity of tensors, and keeps shape, dtype and strides; a replacement that would not is rejected.
 
     f(constants)                                 → a constant, unless it is far larger than those
-    dropout in eval, alias, detach, copies,      → x
-      identity view / permute / slice / pad / ×1
+    dropout in eval, copies, identity views, ×1  → x
     relu6, hardtanh, clamp_min, clamp_max        → clamp(x, low, high); clamp(x, 0) → relu
-    average pooling to 1×1,                      → mean(x, [2, 3], keepdim=True), then a view without keepdim
-      mean over all spatial dimensions
+    average pool to 1×1, mean over H and W       → mean(x, [2, 3], keepdim=True), then a view without keepdim
     reshape, flatten, squeeze, unsqueeze         → view with explicit sizes; view ∘ view → view
     transpose, t                                 → permute; permute ∘ permute → permute
     add, sub, mul, div of a number or constant   → .Tensor overload, the number or constant second
@@ -68,7 +66,6 @@ class DropNoOp(Rule[fx.Node]):
     targets = (*by_type, *dropouts, *Permute.targets, *Pad.targets, *Binary.targets, aten.cat.default)
 
     def match(self, node: fx.Node, module: fx.GraphModule) -> fx.Node | Rejection | None:
-        """The input of `node`, if it is the output too."""
         named = arguments(node)
         source = named["tensors"][0] if "tensors" in named else named.get("self", named.get("input"))
         if not isinstance(source, fx.Node) or not self._is_identity(node, source):
@@ -94,7 +91,6 @@ class DropNoOp(Rule[fx.Node]):
         return not is_op(node, aten.cat.default) or len(arguments(node)["tensors"]) == 1
 
     def rewrite(self, match: fx.Node, build: Rewriter) -> fx.Node:
-        """The input itself."""
         return match
 
 
@@ -106,11 +102,9 @@ class Respell(Rule[Call]):
     spelling: Spelling
 
     def match(self, node: fx.Node, module: fx.GraphModule) -> Call | Rejection | None:
-        """The other operator and its arguments."""
         return self.spelling(node, module)
 
     def rewrite(self, match: Call, build: Rewriter) -> fx.Node:
-        """Call the other operator."""
         target, args = match
         return build.call(target, *args)
 
@@ -219,7 +213,6 @@ class GlobalMean(Rule[Window]):
     targets = (*Pool.targets, *Mean.targets)
 
     def match(self, node: fx.Node, module: fx.GraphModule) -> Window | Rejection | None:
-        """The input, its spatial dimensions and the shape of the result."""
         source = Mean.of(node).input if Mean.matches(node) else Pool.of(node).input
         spatial = tuple(range(2, len(shape(source))))
         covers = self._mean_covers(node, spatial) if Mean.matches(node) else self._pool_covers(node, spatial)
@@ -239,7 +232,6 @@ class GlobalMean(Rule[Window]):
         return pool.kernel == sizes and not any(pool.padding) and pool.divisor_override is None
 
     def rewrite(self, match: Window, build: Rewriter) -> fx.Node:
-        """The mean, and the view if it is needed."""
         source, spatial, result = match
         mean = build.call(aten.mean.dim, source, list(spatial), True)
         return mean if shape(mean) == result else build.call(aten.view.default, mean, list(result))
@@ -321,8 +313,7 @@ class Canonicalize:
     """The pass: constants are folded and rules applied until nothing changes.
 
     Attributes:
-        fold_limit_bytes: a constant up to this size is folded whatever it is made of; a larger one only if it is at
-            most twice as large as the constants it is made of.
+        fold_limit_bytes: larger constants are folded only if at most twice as large as what they are made of.
     """
 
     name: ClassVar[str] = "canonicalize"
@@ -403,6 +394,7 @@ class ConstantFolder:
 
     def _replace(self, node: fx.Node) -> Rejection | None:
         build = Rewriter(self.graph_module, self.pass_name, fake_mode(self.graph_module), node, (node,))
-        # A copy: the value may be a view of a larger constant, which would then be kept alive.
-        value = self.values[node].clone()
-        return replace(node, build, lambda: build.constant(f"folded_{node.name}", value))
+        name, value = f"folded_{node.name}", self.values[node]
+        # A copy if its strides do: the value may be a view of a larger constant, and would keep it alive.
+        copied = replace(node, build, lambda: build.constant(name, value.clone()))
+        return copied and replace(node, build, lambda: build.constant(name, value))

@@ -236,7 +236,7 @@ def build_layer(
     weight_node = build.constant(f"{stem}_folded", weight.float())
     bias_node = None
     if layer.bias is not None or bool((bias != 0).any()):
-        bias_node = build.constant(f"{stem}_bias_folded", bias.float().contiguous())
+        bias_node = build.constant(f"{stem.removesuffix('_weight')}_bias_folded", bias.float().contiguous())
     if isinstance(layer, Linear):
         return build.call(aten.linear.default, source, weight_node, bias_node)
     options = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
@@ -244,7 +244,7 @@ def build_layer(
 
 
 def build_affine(chain: Affine, build: Rewriter) -> fx.Node:
-    """`chain` as a mul and an add, each only if needed; constants of shape [C, 1, …] align with dimension `chain.dim`."""
+    """`chain` as a mul and an add, each only if needed; constants of shape [C, 1, …] align with `chain.dim`."""
     result = chain.input
     steps = ((aten.mul.Tensor, chain.scale, _is_scaled(chain)), (aten.add.Tensor, chain.shift, _is_shifted(chain)))
     for target, value, needed in steps:

@@ -136,16 +136,16 @@ class PassManager:
 
 def finish(graph_module: fx.GraphModule, pass_name: str) -> None:
     """Bring a rewritten graph back in order: no dead code, right types, origins, code; raises VerificationError."""
+    try:
+        graph_module.graph.lint()
+    except RuntimeError as error:
+        raise VerificationError(f"{pass_name} left a malformed graph", why=str(error).partition("\n")[0]) from error
     graph_module.graph.eliminate_dead_code()
     drop_unused_constants(graph_module)
     graph_module.delete_all_unused_submodules()
     propagate_types(graph_module)
     for node in graph_module.graph.nodes:
         node.meta.setdefault("sepc_origin", derive(pass_name, node.all_input_nodes))
-    try:
-        graph_module.graph.lint()
-    except RuntimeError as error:
-        raise VerificationError(f"{pass_name} left a malformed graph", why=str(error)) from error
     verify(graph_module)
     graph_module.recompile()
 
@@ -250,7 +250,8 @@ class Rewriter:
     def call(self, target: OpOverload, *args: Argument, **kwargs: Argument) -> fx.Node:
         """A call of `target`; raises VerificationError if it does not accept its inputs."""
         with self.graph_module.graph.inserting_before(self.anchor):
-            return self._typed(self.graph_module.graph.call_function(target, args, dict(kwargs)))
+            name = target._schema.name.rpartition(":")[2]
+            return self._typed(self.graph_module.graph.create_node("call_function", target, args, dict(kwargs), name))
 
     def constant(self, hint: str, value: torch.Tensor) -> fx.Node:
         """A new constant of the module, named after `hint`."""

@@ -114,6 +114,11 @@ def op_name(target: object) -> str:
     return str(getattr(target, "__name__", target))
 
 
+def short_op(op: str) -> str:
+    """An operator without its overload: ``conv2d`` for ``conv2d.default`` or ``aten.conv2d.default``."""
+    return op.removeprefix("aten.").split(".")[0]
+
+
 def bytes_text(count: float) -> str:
     """A number of bytes with a unit that suits it."""
     for unit, size in (("MB", 1e6), ("kB", 1e3)):
@@ -147,7 +152,7 @@ def _draw_region(digraph: graphviz.Digraph, graph_module: fx.GraphModule, node: 
         ops = [op_name(call.target) for call in calls if call.op == "call_function"]
         digraph.node(node.name, _lines(f"{target}\n{_wrap(ops)}".strip()))
         return
-    label = [f"{region.name} ({region.kind})", _wrap(region.ops)]
+    label = [f"{region.name} ({region.kind})", _wrap(map(short_op, region.ops))]
     if str(region.tiling or ""):
         label.append(textwrap.fill(str(region.tiling), _OPS_WIDTH))
     label.append(

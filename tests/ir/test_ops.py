@@ -61,7 +61,9 @@ def test_conv_reads_positional_keyword_and_default_arguments_alike() -> None:
 
 def test_conv1d_and_conv3d_have_one_and_three_spatial_options() -> None:
     graph = fx.Graph()
-    one = call(graph, aten.conv1d.default, typed(graph, "x", 1, 2, 9), typed(graph, "w", 2, 1, 3), None, 2, 1, 1, 2)
+    one = call(
+        graph, aten.conv1d.default, typed(graph, "x", 1, 2, 9), typed(graph, "w", 2, 1, 3), None, [2], [1], [1], 2
+    )
     three = call(graph, aten.conv3d.default, typed(graph, "y", 1, 2, 4, 4, 4), typed(graph, "v", 2, 2, 1, 1, 1))
     assert Conv.of(one).stride == (2,)
     assert Conv.of(one).is_depthwise

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from sepc.report.dot import bytes_text, graph_to_dot, op_name, shape_text, write_graph
+from sepc.report.dot import bytes_text, graph_to_dot, op_name, shape_text, short_op, write_graph
 
 
 @dataclass(frozen=True)
@@ -130,3 +130,8 @@ def test_bytes_text(count: int, text: str) -> None:
 def test_op_name() -> None:
     assert op_name(torch.ops.aten.conv2d.default) == "conv2d"
     assert op_name(len) == "len"
+
+
+@pytest.mark.parametrize("op", ["conv2d", "conv2d.default", "aten.conv2d.default"])
+def test_short_op(op: str) -> None:
+    assert short_op(op) == "conv2d"

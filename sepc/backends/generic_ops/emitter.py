@@ -29,7 +29,7 @@ DTYPES: dict[torch.dtype, str] = {
 _MAX_INLINE_WEIGHT = 48
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """An allowlisted operator with arguments that the converter does not handle; the message is the reason."""
 
 
@@ -39,8 +39,8 @@ class Emitter:
     Attributes:
         out: the result that PyTorch inferred for the node at hand: a FakeTensor or a tuple of them.
         constants: arrays that expressions read, by their placeholder.
-        weights: number of operators in the expression of each tensor, by name, with all inlined readers' sources included.
-        heavy: names of tensors whose elements cost a transcendental function or a division chain: never computed twice.
+        weights: number of operators in the expression of each tensor, by name, inlined sources included.
+        heavy: names of tensors whose elements cost a transcendental function: never computed twice.
     """
 
     def __init__(self) -> None:
@@ -71,8 +71,17 @@ class Emitter:
         self.constants[placeholder] = np.ascontiguousarray(array)
         return placeholder
 
-    def compute(self, shape: Sequence[int], element: Callable[..., Expr], sources: Sequence[Tensor] = (), stored: bool = False) -> Tensor:
-        """The tensor of `shape` with `element(*indices)` at each position; it reads `sources`. `stored`: never inlined."""
+    def compute(
+        self, shape: Sequence[int], element: Callable[..., Expr], sources: Sequence[Tensor] = (), stored: bool = False
+    ) -> Tensor:
+        """The tensor of `shape` with `element(*indices)` at each position.
+
+        Args:
+            shape: the result's.
+            element: from index expressions to the element.
+            sources: the tensors that `element` reads, once for each time it reads them.
+            stored: the result is never inlined into its readers.
+        """
         name = f"value_{self.unique()}"
         self._saw_heavy = False
         result = te.compute(tuple(shape), element, name=name)

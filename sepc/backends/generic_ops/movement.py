@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 from tvm import tirx
 
 from sepc.backends.generic_ops.emitter import (
@@ -15,7 +13,7 @@ from sepc.backends.generic_ops.emitter import (
     Emitter,
     Expr,
     Tensor,
-    Unsupported,
+    UnsupportedError,
     broadcast_read,
     cast,
     like,
@@ -131,7 +129,9 @@ def _stack(emitter: Emitter, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
         rest = [*indices[:dim], *indices[dim + 1 :]]
         result = cast(tensors[-1](*rest), emitter.dtype)
         for position in reversed(range(len(tensors) - 1)):
-            result = tirx.if_then_else(tirx.EQ(indices[dim], position), cast(tensors[position](*rest), emitter.dtype), result)
+            result = tirx.if_then_else(
+                tirx.EQ(indices[dim], position), cast(tensors[position](*rest), emitter.dtype), result
+            )
         return result
 
     return emitter.compute(emitter.shape, element, tensors)
@@ -139,7 +139,11 @@ def _stack(emitter: Emitter, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 def _repeat(emitter: Emitter, x: Tensor, _: Sequence[int]) -> Tensor:
     shape = shape_of(x)
-    return _moved(emitter, x, lambda i: [tirx.floormod(index, n) for index, n in zip(i[len(i) - len(shape) :], shape, strict=True)])
+    return _moved(
+        emitter,
+        x,
+        lambda i: [tirx.floormod(index, n) for index, n in zip(i[len(i) - len(shape) :], shape, strict=True)],
+    )
 
 
 def _flip(emitter: Emitter, x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -150,13 +154,17 @@ def _flip(emitter: Emitter, x: Tensor, dims: Sequence[int]) -> Tensor:
 
 def _roll(emitter: Emitter, x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
     if not dims:
-        raise Unsupported("roll of the flattened tensor")
+        raise UnsupportedError("roll of the flattened tensor")
     shape = shape_of(x)
     offset = [0] * len(shape)
     for shift, dim in zip(shifts, dims, strict=True):
         offset[dim] += shift
     return _moved(
-        emitter, x, lambda i: [tirx.floormod(v - o + n * (1 + abs(o)), n) if o else v for v, o, n in zip(i, offset, shape, strict=True)]
+        emitter,
+        x,
+        lambda i: [
+            tirx.floormod(v - o + n * (1 + abs(o)), n) if o else v for v, o, n in zip(i, offset, shape, strict=True)
+        ],
     )
 
 
@@ -179,7 +187,9 @@ def _pixel_unshuffle(emitter: Emitter, x: Tensor, factor: int) -> Tensor:
 
 def _channel_shuffle(emitter: Emitter, x: Tensor, groups: int) -> Tensor:
     size = shape_of(x)[1] // groups
-    return _moved(emitter, x, lambda i: [i[0], tirx.floormod(i[1], groups) * size + tirx.floordiv(i[1], groups), *i[2:]])
+    return _moved(
+        emitter, x, lambda i: [i[0], tirx.floormod(i[1], groups) * size + tirx.floordiv(i[1], groups), *i[2:]]
+    )
 
 
 def _triangle(lower: bool) -> Converter:
@@ -194,11 +204,11 @@ def _triangle(lower: bool) -> Converter:
     return convert
 
 
-# ---- indices that are data ---------------------------------------------------------------------------------------------------
+# ---- indices that are data -----------------------------------------------------------------------------------------
 
 
 def _safe(index: Expr, extent: int) -> Expr:
-    """`index` as int32, counted from the end where negative; limited, because memory must not be overrun whatever the data."""
+    """`index` as int32, from the end where negative; limited, as no data may make kernels overrun memory."""
     index = tirx.Cast("int32", index)
     wrapped = tirx.Select(index < 0, index + extent, index)
     return tirx.max(tirx.const(0, "int32"), tirx.min(tirx.const(extent - 1, "int32"), wrapped))
@@ -224,10 +234,10 @@ def _embedding(emitter: Emitter, weight: Tensor, indices: Tensor, *_: Any) -> Te
     )
 
 
-def _index(emitter: Emitter, x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+def _index(emitter: Emitter, x: Tensor, indices: Sequence[Any]) -> Tensor:
     used = [dim for dim, index in enumerate(indices) if index is not None]
     if used != list(range(used[0], used[-1] + 1)) or any(str(indices[dim].dtype) == "bool" for dim in used):
-        raise Unsupported("indexing by masks, or by tensors in dimensions that are not neighbours")
+        raise UnsupportedError("indexing by masks, or by tensors in dimensions that are not neighbours")
     rank = max(len(indices[dim].shape) for dim in used)
     first, shape = used[0], shape_of(x)
 
@@ -238,7 +248,7 @@ def _index(emitter: Emitter, x: Tensor, indices: Sequence[Tensor | None]) -> Ten
     return emitter.compute(emitter.shape, element, [x, *(indices[dim] for dim in used)])
 
 
-# ---- padding -----------------------------------------------------------------------------------------------------------------
+# ---- padding -------------------------------------------------------------------------------------------------------
 
 
 def _pad_index(mode: str, index: Expr, extent: int) -> Expr:
@@ -251,7 +261,9 @@ def _pad_index(mode: str, index: Expr, extent: int) -> Expr:
     return tirx.min(mirrored, 2 * (extent - 1) - mirrored)
 
 
-def _pad(emitter: Emitter, x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+def _pad(
+    emitter: Emitter, x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
     shape = shape_of(x)
     before = {len(shape) - 1 - pair: padding[2 * pair] for pair in range(len(padding) // 2)}
     moving = [d for d in before if padding[2 * (len(shape) - 1 - d)] or padding[2 * (len(shape) - 1 - d) + 1]]
@@ -268,95 +280,6 @@ def _pad(emitter: Emitter, x: Tensor, padding: Sequence[int], mode: str = "const
 
 def _pad_as(mode: str) -> Converter:
     return lambda emitter, x, padding: _pad(emitter, x, padding, mode)
-
-
-# ---- resampling --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Tap:
-    """One source of each output position along a dimension: `index[o]` with `weight[o]` (1 where it is None)."""
-
-    index: np.ndarray
-    weight: np.ndarray | None = None
-
-
-def _scale(size: int, out: int, corners: bool, factor: float | None) -> np.float32:
-    if corners:
-        return np.float32((size - 1) / (out - 1) if out > 1 else 0)
-    return np.float32(1 / factor if factor else size / out)
-
-
-def _nearest_taps(size: int, out: int, factor: float | None, centre: float) -> list[_Tap]:
-    position = (np.arange(out, dtype=np.float32) + np.float32(centre)) * _scale(size, out, False, factor)
-    return [_Tap(np.minimum(np.floor(position), size - 1).astype(np.int32))]
-
-
-def _positions(size: int, out: int, corners: bool, factor: float | None) -> np.ndarray:
-    scale, ramp = _scale(size, out, corners, factor), np.arange(out, dtype=np.float32)
-    return ramp * scale if corners else (ramp + np.float32(0.5)) * scale - np.float32(0.5)
-
-
-def _linear_taps(size: int, out: int, corners: bool, factor: float | None) -> list[_Tap]:
-    position = np.maximum(_positions(size, out, corners, factor), 0)
-    low = np.minimum(np.floor(position).astype(np.int32), size - 1)
-    fraction = np.clip(position - low, 0, 1).astype(np.float32)
-    return [_Tap(low, 1 - fraction), _Tap(np.minimum(low + 1, size - 1), fraction)]
-
-
-def _cubic_taps(size: int, out: int, corners: bool, factor: float | None) -> list[_Tap]:
-    position = _positions(size, out, corners, factor)
-    base = np.floor(position).astype(np.int32)
-    fraction = (position - base).astype(np.float32)
-    a = np.float32(-0.75)  # the cubic kernel's parameter in PyTorch
-
-    def near(x: np.ndarray) -> np.ndarray:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-
-    def far(x: np.ndarray) -> np.ndarray:
-        return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-
-    weights = [far(fraction + 1), near(fraction), near(1 - fraction), far(2 - fraction)]
-    return [_Tap(np.clip(base + k - 1, 0, size - 1), weight.astype(np.float32)) for k, weight in enumerate(weights)]
-
-
-def _resample(emitter: Emitter, x: Tensor, make_taps: Callable[[int, int, float | None], list[_Tap]], factors: Any) -> Tensor:
-    """`x` [N, C, spatial…] resampled along one spatial dimension after the other, the innermost last (it needs gathers)."""
-    sizes, outs = shape_of(x)[2:], emitter.shape[2:]
-    for number_of, (size, out) in enumerate(zip(sizes, outs, strict=True)):
-        taps = make_taps(size, out, factors[number_of] if factors else None)
-        x = _resample_one(emitter, x, number_of + 2, out, taps)
-    return x
-
-
-def _resample_one(emitter: Emitter, x: Tensor, dim: int, out: int, taps: Sequence[_Tap]) -> Tensor:
-    tables = [(emitter.constant(tap.index), None if tap.weight is None else emitter.constant(tap.weight)) for tap in taps]
-
-    def element(*indices: Expr) -> Expr:
-        total = None
-        for index, weight in tables:
-            value = x(*indices[:dim], index(indices[dim]), *indices[dim + 1 :])
-            value = value if weight is None else value * weight(indices[dim])
-            total = value if total is None else total + value
-        return total
-
-    shape = shape_of(x)
-    sources = [x] * len(tables) + [table for pair in tables for table in pair if table is not None]
-    return emitter.compute((*shape[:dim], out, *shape[dim + 1 :]), element, sources)
-
-
-def _upsample_nearest(centre: float) -> Converter:
-    def convert(emitter: Emitter, x: Tensor, _: Any, factors: Sequence[float] | None) -> Tensor:
-        return _resample(emitter, x, lambda size, out, factor: _nearest_taps(size, out, factor, centre), factors)
-
-    return convert
-
-
-def _upsample_smooth(make_taps: Callable[[int, int, bool, float | None], list[_Tap]]) -> Converter:
-    def convert(emitter: Emitter, x: Tensor, _: Any, corners: bool, factors: Sequence[float] | None) -> Tensor:
-        return _resample(emitter, x, lambda size, out, factor: make_taps(size, out, corners, factor), factors)
-
-    return convert
 
 
 MOVEMENT: dict[str, Converter] = {
@@ -400,10 +323,4 @@ MOVEMENT: dict[str, Converter] = {
     "reflection_pad2d.default": _pad_as("reflect"),
     "replication_pad1d.default": _pad_as("replicate"),
     "replication_pad2d.default": _pad_as("replicate"),
-    "upsample_nearest1d.vec": _upsample_nearest(0.0),
-    "upsample_nearest2d.vec": _upsample_nearest(0.0),
-    "_upsample_nearest_exact2d.vec": _upsample_nearest(0.5),
-    "upsample_linear1d.vec": _upsample_smooth(_linear_taps),
-    "upsample_bilinear2d.vec": _upsample_smooth(_linear_taps),
-    "upsample_bicubic2d.vec": _upsample_smooth(_cubic_taps),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from sepc.backends.generic_ops.emitter import (
     Emitter,
     Expr,
     Tensor,
-    Unsupported,
+    UnsupportedError,
     broadcast_read,
     cast,
     dtype_of,
@@ -28,7 +28,9 @@ from sepc.backends.stages import math as vector_math
 
 
 def _promoted(args: Sequence[Any]) -> str:
-    values = [torch.empty(shape_of(a), dtype=_torch_dtype(a), device="meta") if isinstance(a, te.Tensor) else a for a in args]
+    values = [
+        torch.empty(shape_of(a), dtype=_torch_dtype(a), device="meta") if isinstance(a, te.Tensor) else a for a in args
+    ]
     return DTYPES[torch.result_type(*values)] if len(values) == 2 else dtype_of(args[0])
 
 
@@ -36,10 +38,17 @@ def _torch_dtype(tensor: Tensor) -> torch.dtype:
     return next(key for key, name in DTYPES.items() if name == dtype_of(tensor))
 
 
+def _operand(argument: Any, names: Mapping[Tensor, Expr], dtype: str) -> Any:
+    if isinstance(argument, te.Tensor):
+        return names[argument]
+    return number(argument, dtype) if isinstance(argument, int | float) else argument
+
+
 def pointwise(function: Callable[..., Expr], promote: bool = False) -> Converter:
     """A converter that applies `function(emitter, *elements)` to broadcast tensors; numbers arrive as constants.
 
-    Operands are converted to the dtype of the result, or to their own promoted dtype where `promote` is set (comparisons).
+    Operands are converted to the dtype of the result, or to their own promoted dtype where `promote` is set, as in
+    comparisons.
     """
 
     def convert(emitter: Emitter, *args: Any) -> Tensor:
@@ -48,12 +57,10 @@ def pointwise(function: Callable[..., Expr], promote: bool = False) -> Converter
 
         def element(*indices: Expr) -> Expr:
             reads = {tensor: cast(broadcast_read(tensor, indices), dtype) for tensor in tensors}
-            names = {tensor: tirx.Var("x", dtype) for tensor in tensors}
-            operands = [
-                names[a] if isinstance(a, te.Tensor) else number(a, dtype) if isinstance(a, int | float) else a for a in args
-            ]
-            result = cast(function(emitter, *operands), emitter.dtype)
-            for tensor in tensors:  # each operand is read once however often the function names it
+            # Each operand is read once, however often the function names it. (TVM cannot name vectors of booleans.)
+            names = reads if dtype == "bool" else {tensor: tirx.Var("x", dtype) for tensor in tensors}
+            result = cast(function(emitter, *(_operand(argument, names, dtype) for argument in args)), emitter.dtype)
+            for tensor in tensors if dtype != "bool" else ():
                 result = tirx.Let(names[tensor], reads[tensor], result)
             return result
 
@@ -95,7 +102,19 @@ def _sigmoid(emitter: Emitter, x: Expr) -> Expr:
 def _softplus_of(emitter: Emitter, x: Expr) -> Expr:
     # log1p(exp(x)) = max(x, 0) + log1p(exp(-|x|)): no overflow, and no cancellation for x very negative.
     small = emitter.exp(tirx.min(x, like(0, x) - x))
-    return tirx.max(x, like(0, x)) + emitter.library(tirx.log1p, small)
+    return tirx.max(x, like(0, x)) + let(small, _log1p_of_fraction)
+
+
+def _log1p_of_fraction(x: Expr) -> Expr:
+    """log(1 + x) for x in [0, 1]: 2 artanh(s) with s = x / (2 + x) <= 1/3, a series whose ninth term is below 2e-9."""
+
+    def series(s: Expr) -> Expr:
+        square, total = s * s, like(1 / 15, s)
+        for divisor in (13, 11, 9, 7, 5, 3, 1):
+            total = total * square + like(1 / divisor, s)
+        return like(2, s) * s * total
+
+    return let(x / (like(2, x) + x), series)
 
 
 def _softplus(emitter: Emitter, x: Expr, beta: Expr, threshold: Expr) -> Expr:
@@ -167,7 +186,7 @@ def _power(emitter: Emitter, base: Tensor, exponent: float) -> Tensor:
     if exponent in simple:
         return _unary(simple[exponent])(emitter, base)
     if emitter.dtype != "float32":
-        raise Unsupported(f"integer power {exponent}")
+        raise UnsupportedError(f"integer power {exponent}")
     return _libm(tirx.pow)(emitter, base, exponent)
 
 
@@ -206,7 +225,7 @@ def _added(scale_sign: int) -> Converter:
 
 
 POINTWISE: dict[str, Converter] = {
-    "abs.default": _unary(lambda x: tirx.abs(x)),
+    "abs.default": _unary(tirx.abs),
     "add.Tensor": _added(1),
     "add.Scalar": _added(1),
     "sub.Tensor": _added(-1),

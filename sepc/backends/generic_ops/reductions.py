@@ -9,12 +9,11 @@ from typing import Any
 from tvm import te, tirx
 
 from sepc.backends.generic_ops.emitter import (
-    DTYPES,
     Converter,
     Emitter,
     Expr,
     Tensor,
-    Unsupported,
+    UnsupportedError,
     broadcast_read,
     cast,
     dtype_of,
@@ -36,7 +35,12 @@ def _dimensions(x: Tensor, dims: Dimensions) -> list[int]:
 
 
 def _reduce(
-    emitter: Emitter, x: Tensor, dims: Sequence[int], reducer: Callable[..., Expr], element: Callable[[Expr], Expr], keep: bool
+    emitter: Emitter,
+    x: Tensor,
+    dims: Sequence[int],
+    reducer: Callable[..., Expr],
+    element: Callable[[Expr], Expr],
+    keep: bool,
 ) -> Tensor:
     """`reducer` over dimensions `dims` of `element(x)`; the dimensions stay as ones where `keep` is set."""
     shape = shape_of(x)
@@ -57,7 +61,7 @@ def _sum(emitter: Emitter, x: Tensor, dims: Dimensions, keep: bool, dtype: str) 
 
 
 def _extreme(emitter: Emitter, x: Tensor, dims: Dimensions, keep: bool, largest: bool) -> Tensor:
-    """Maximum or minimum; an extreme of infinities only is restored, since the reducers start from the largest finite number."""
+    """Maximum or minimum. The reducers start from a finite number, so an extreme of infinities only is restored."""
     result = _reduce(emitter, x, _dimensions(x, dims), te.max if largest else te.min, lambda value: value, keep)
     if dtype_of(x) != "float32":
         return result
@@ -85,7 +89,9 @@ def _moments(emitter: Emitter, x: Tensor, dims: Dimensions, keep: bool, correcti
     mean = _mean_of(emitter, x, dims, True)
     centred = emitter.compute(shape_of(x), lambda *i: x(*i) - broadcast_read(mean, i), [x, mean])
     total = _reduce(emitter, centred, _dimensions(x, dims), te.sum, lambda value: value * value, keep)
-    return _scaled(emitter, total, 1 / max(_extent(x, dims) - correction, 0) if _extent(x, dims) > correction else float("nan")), mean
+    return _scaled(
+        emitter, total, 1 / max(_extent(x, dims) - correction, 0) if _extent(x, dims) > correction else float("nan")
+    ), mean
 
 
 def _sqrt(emitter: Emitter, x: Tensor) -> Tensor:
@@ -116,7 +122,9 @@ def _deviation(emitter: Emitter, x: Tensor, dims: Dimensions, correction: float 
     return _sqrt(emitter, _variance(emitter, x, dims, correction, keep))
 
 
-def _variance_mean(emitter: Emitter, x: Tensor, dims: Dimensions, correction: float | None, keep: bool) -> tuple[Tensor, Tensor]:
+def _variance_mean(
+    emitter: Emitter, x: Tensor, dims: Dimensions, correction: float | None, keep: bool
+) -> tuple[Tensor, Tensor]:
     variance = _variance(emitter, x, dims, correction, keep)
     return variance, _mean_of(emitter, x, dims, keep)
 
@@ -148,7 +156,7 @@ def _arg_extreme(emitter: Emitter, x: Tensor, dim: int, keep: bool, largest: boo
 def _arg(largest: bool) -> Converter:
     def convert(emitter: Emitter, x: Tensor, dim: int | None = None, keep: bool = False) -> Tensor:
         if dim is None or not x.shape:
-            raise Unsupported("argmax or argmin over all dimensions")
+            raise UnsupportedError("argmax or argmin over all dimensions")
         return _arg_extreme(emitter, x, dim, keep, largest)[0]
 
     return convert
@@ -197,27 +205,40 @@ def _logsumexp(emitter: Emitter, x: Tensor, dims: Dimensions, keep: bool = False
 
     def element(*indices: Expr) -> Expr:
         rest = iter(indices)
-        own = list(indices) if keep else [tirx.const(0, "int32") if dim in reduced else next(rest) for dim in range(len(shape))]
+        own = (
+            list(indices)
+            if keep
+            else [tirx.const(0, "int32") if dim in reduced else next(rest) for dim in range(len(shape))]
+        )
         return largest(*own) + emitter.library(tirx.log, total(*own))
 
     return emitter.compute(out, element, [largest, total])
 
 
-def _vector_norm(emitter: Emitter, x: Tensor, order: float = 2, dims: Dimensions = None, keep: bool = False, _: Any = None) -> Tensor:
+def _vector_norm(
+    emitter: Emitter, x: Tensor, order: float = 2, dims: Dimensions = None, keep: bool = False, _: Any = None
+) -> Tensor:
     if order not in (1, 2):
-        raise Unsupported(f"vector norm of order {order}")
+        raise UnsupportedError(f"vector norm of order {order}")
     if order == 1:
         return _reduce(emitter, x, _dimensions(x, dims), te.sum, tirx.abs, keep)
     return _sqrt(emitter, _reduce(emitter, x, _dimensions(x, dims), te.sum, lambda value: value * value, keep))
 
 
 def _normalise(
-    emitter: Emitter, x: Tensor, dims: Sequence[int], epsilon: float, affine: Callable[[Expr, Sequence[Expr]], Expr], sources: Sequence[Tensor]
+    emitter: Emitter,
+    x: Tensor,
+    dims: Sequence[int],
+    epsilon: float,
+    affine: Callable[[Expr, Sequence[Expr]], Expr],
+    sources: Sequence[Tensor],
 ) -> Tensor:
     """(x - mean) / sqrt(variance + epsilon) over `dims`, then `affine(value, indices)`."""
     variance, mean = _moments(emitter, x, dims, True, 0)
     inverse = emitter.compute(
-        shape_of(variance), lambda *i: like(1, variance(*i)) / tirx.sqrt(variance(*i) + number(epsilon, "float32")), [variance]
+        shape_of(variance),
+        lambda *i: like(1, variance(*i)) / tirx.sqrt(variance(*i) + number(epsilon, "float32")),
+        [variance],
     )
     return emitter.compute(
         shape_of(x),
@@ -226,7 +247,9 @@ def _normalise(
     )
 
 
-def _affine(weight: Tensor | None, bias: Tensor | None, index: Callable[[Sequence[Expr]], Sequence[Expr]]) -> Callable[..., Expr]:
+def _affine(
+    weight: Tensor | None, bias: Tensor | None, index: Callable[[Sequence[Expr]], Sequence[Expr]]
+) -> Callable[..., Expr]:
     def apply(value: Expr, indices: Sequence[Expr]) -> Expr:
         value = value if weight is None else value * weight(*index(indices))
         return value if bias is None else value + bias(*index(indices))
@@ -235,7 +258,13 @@ def _affine(weight: Tensor | None, bias: Tensor | None, index: Callable[[Sequenc
 
 
 def _layer_norm(
-    emitter: Emitter, x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5, _: bool = True
+    emitter: Emitter,
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    epsilon: float = 1e-5,
+    _: bool = True,
 ) -> Tensor:
     rank = len(shape)
     affine = _affine(weight, bias, lambda indices: list(indices)[-rank:])
@@ -244,7 +273,13 @@ def _layer_norm(
 
 
 def _group_norm(
-    emitter: Emitter, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, epsilon: float = 1e-5, _: bool = True
+    emitter: Emitter,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    epsilon: float = 1e-5,
+    _: bool = True,
 ) -> Tensor:
     batch, channels, *rest = shape_of(x)
     size = channels // groups
@@ -258,10 +293,19 @@ def _group_norm(
 
 
 def _instance_norm(
-    emitter: Emitter, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, variance: Any, use_input: bool, _: float, epsilon: float, *__: Any
+    emitter: Emitter,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Any,
+    variance: Any,
+    use_input: bool,
+    _: float,
+    epsilon: float,
+    *__: Any,
 ) -> Tensor:
     if not use_input:
-        raise Unsupported("instance norm with running statistics")
+        raise UnsupportedError("instance norm with running statistics")
     return _group_norm(emitter, x, shape_of(x)[1], weight, bias, epsilon)
 
 
@@ -269,7 +313,7 @@ def _cumsum(emitter: Emitter, x: Tensor, dim: int, dtype: Any = None) -> Tensor:
     shape = shape_of(x)
     dim = dim % len(shape)
     if shape[dim] > _MAX_CUMSUM_EXTENT:
-        raise Unsupported(f"cumsum over more than {_MAX_CUMSUM_EXTENT} elements")
+        raise UnsupportedError(f"cumsum over more than {_MAX_CUMSUM_EXTENT} elements")
     axis = te.reduce_axis((0, shape[dim]), name="reduce")
 
     def element(*indices: Expr) -> Expr:

@@ -1,0 +1,298 @@
+"""Predicted time of a stage under a tiling: arithmetic with the real register blocks against bytes over bandwidth.
+
+The arithmetic is counted per register block, in cycles of one core: multiply-adds, loads and the latency of the accumulators'
+chains bound each innermost iteration from below; the slowest bound counts. Blocks, kernel-row loops and tasks add what setting
+them up costs. The bytes come from `sepc.cost_model.traffic`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from sepc.cost_model.machine import Machine
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, Tiling
+from sepc.cost_model.traffic import FP32_BYTES, Footprint, Nest, nest_of, streamed_footprint
+from sepc.ir.stage import ColumnSegment, Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
+
+# Empirical constants, in cycles, fitted to kernels timed on Zen 5 (see the tests of the model for the shapes).
+REORDER_WINDOW: Final = 400.0
+"""Instructions among which a core overlaps the end of one block with the start of the next."""
+BLOCK_CYCLES: Final = 3.0
+"""Entering and leaving one register block, over its loads and stores."""
+REDUCTION_LOOP_CYCLES: Final = 1.0
+"""Entering and leaving the innermost loop over input channels, per tap."""
+KERNEL_ROW_CYCLES: Final = 4.0
+"""One trip of a loop over kernel rows."""
+TASK_CYCLES: Final = 25.0
+"""Taking up a task: a few integer divisions to find its place."""
+SPILL_FACTOR: Final = 2.5
+"""How much slower a block runs whose registers do not suffice (measured: 7×4 vectors on 32 registers)."""
+UNROLLED_CHANNELS: Final = 8
+"""Loops over at most so many input channels are unrolled by LLVM, which then keeps inputs that several taps read in registers."""
+SHARED_INPUT_FACTOR: Final = 0.035
+"""Slowdown per input value so kept beyond the registers (measured on 3×3 and 7×7 stems with 3 input channels)."""
+SPARE_REGISTERS: Final = 6
+"""Registers that LLVM's scheduling of such an unrolled loop needs besides (the same measurements)."""
+UNROLLED_BLOCKS: Final = 2
+"""Loops over at most so many column blocks are unrolled."""
+TIGHT_REGISTERS: Final = 3
+"""Such blocks spill if fewer than so many registers are spare (measured: 6×4 and 9×3 vectors took twice the time)."""
+UNHIDDEN_SHARE: Final = 0.1
+"""Part of the time for bytes that does not overlap with arithmetic."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage costs under a tiling.
+
+    Attributes:
+        flops: floating-point operations.
+        compute_us: microseconds if only arithmetic counted.
+        bytes_per_level: bytes that come from (or go to) each memory level behind the first, over all threads.
+        bytes_moved: compulsory bytes: input, weights and output once.
+        time_us: predicted microseconds on the given number of threads.
+        bottleneck: 'compute', or the memory level that takes longest.
+    """
+
+    flops: int
+    compute_us: float
+    bytes_per_level: tuple[tuple[str, float], ...]
+    bytes_moved: float
+    time_us: float
+    bottleneck: str
+
+
+def predict(
+    stage: Stage, tiling: Tiling, machine: Machine, threads: int, *, epilogue_cost: int = 0, operand_bytes: int = 0
+) -> Cost:
+    """The cost of `stage` under `tiling` on `threads` threads.
+
+    Args:
+        stage: the problem.
+        tiling: its blocking.
+        machine: the machine.
+        threads: threads, each on a core of its own.
+        epilogue_cost: vector instructions per vector of results (activation, residual add, …).
+        operand_bytes: bytes of the tensors that the epilogue reads.
+    """
+    threads = max(1, threads)
+    nest = nest_of(stage, tiling, machine.vector_lanes, threads, operand_bytes)
+    cycles = compute_cycles(stage, tiling, machine, epilogue_cost) * nest.share
+    if isinstance(tiling, DenseTiling) and _unrolls_tight_blocks(stage, tiling, machine):
+        cycles *= SPILL_FACTOR
+    cycles += TASK_CYCLES * ceil_div(nest.tasks, threads)
+    fetched = _fetched(nest, machine, threads)
+    times = {"compute": cycles}
+    for level, footprint in zip(machine.levels[1:], fetched, strict=True):
+        reads = level.combined_bandwidth_bytes_per_cycle(threads) / threads
+        writes = level.combined_write_bandwidth_bytes_per_cycle(threads) / threads
+        times[level.name] = (footprint.activations + footprint.weights) / reads + footprint.results / writes
+    bottleneck = max(times, key=lambda name: times[name])
+    longest = times[bottleneck]
+    total = longest + UNHIDDEN_SHARE * (sum(times.values()) - longest) if bottleneck != "compute" else (
+        cycles + UNHIDDEN_SHARE * (sum(times.values()) - cycles)
+    )
+    bytes_per_level = tuple(
+        (level.name, footprint.total * threads) for level, footprint in zip(machine.levels[1:], fetched, strict=True)
+    )
+    moved = streamed_footprint(stage, operand_bytes).total
+    time_us = machine.cycles_to_us(total) + machine.kernel_overhead_us
+    return Cost(stage.flops, machine.cycles_to_us(cycles), bytes_per_level, moved, time_us, bottleneck)
+
+
+def _unrolls_tight_blocks(stage: Stage, tiling: DenseTiling, machine: Machine) -> bool:
+    """Whether LLVM merges the few column blocks of a task into one body, for which the registers do not suffice."""
+    registers = tiling.columns * len(tiling.panel) + len(tiling.panel) + 1
+    tiled = isinstance(stage, Convolution) and tiling.blocks <= UNROLLED_BLOCKS < stage.out_width // tiling.columns
+    return tiled and registers + TIGHT_REGISTERS > machine.vector_registers
+
+
+def _fetched(nest: Nest, machine: Machine, threads: int) -> list[Footprint]:
+    """Per level behind the first: what the busiest thread moves between it and the levels before it.
+
+    Activations that fit a cache are taken to be there already, left by the stage before. Weights are not: since their last use
+    the other layers' weights have passed through all but the last cache.
+    """
+    fetched = []
+    for cache in machine.levels[:-1]:
+        footprint = nest.into_cache(cache.size_per_core_bytes(threads), first_level=cache is machine.levels[0])
+        if cache is not machine.last_cache and footprint.weights == 0:
+            footprint = footprint._replace(weights=nest.footprints[0].weights)
+        fetched.append(footprint)
+    return fetched
+
+
+def compute_cycles(stage: Stage, tiling: Tiling, machine: Machine, epilogue_cost: int = 0) -> float:
+    """Cycles of one core for all arithmetic of `stage`, its data in the first-level cache."""
+    match stage, tiling:
+        case Convolution(), DenseTiling():
+            return _dense_cycles(stage, tiling.columns, tiling.panel, machine, epilogue_cost)
+        case Convolution(), LaneTiling():
+            return _lanewise_cycles(stage, tiling.columns, tiling.vectors, machine, epilogue_cost)
+        case Pooling(), LaneTiling():
+            return _pooling_cycles(stage, tiling, machine, epilogue_cost)
+        case Normalization(), RowTiling():
+            return _normalization_cycles(stage, machine, epilogue_cost)
+        case Map(), RowTiling():
+            return _map_cycles(stage, machine, epilogue_cost)
+    raise TypeError(f"{type(stage).__name__} cannot be tiled by {type(tiling).__name__}")
+
+
+def tap_uses(conv: Convolution, axis: int) -> int:
+    """Pairs of an output position and a kernel tap along `axis` (0 rows, 1 columns) that fall inside the input."""
+    outputs = (conv.out_height, conv.out_width)[axis]
+    available = (conv.in_height, conv.in_width)[axis]
+    uses = 0
+    for tap in range(conv.kernel[axis]):
+        offset = tap * conv.dilation[axis] - conv.padding[axis]
+        first = max(0, ceil_div(-offset, conv.stride[axis]))
+        end = min(outputs, ceil_div(available - offset, conv.stride[axis]))
+        uses += max(0, end - first)
+    return uses
+
+
+@lru_cache(maxsize=4096)
+def _segments(conv: Convolution, columns: int) -> tuple[tuple[ColumnSegment, tuple[int, ...], int], ...]:
+    """The blocks of a row: segment, columns that each valid tap serves, and distinct input columns read."""
+    segments = []
+    for segment in conv.column_segments(columns):
+        if segment.interior:
+            valid = (segment.columns,) * conv.kernel[1]
+        else:
+            covered = range(segment.start, segment.start + segment.columns)
+            counts = [sum(conv.column_valid(column, tap) for column in covered) for tap in range(conv.kernel[1])]
+            valid = tuple(count for count in counts if count)
+        apart = min(conv.stride[1], conv.kernel[1]) if conv.dilation[1] == 1 else conv.kernel[1]
+        distinct = min(sum(valid), (segment.columns - 1) * apart + len(valid))
+        segments.append((segment, valid, distinct))
+    return tuple(segments)
+
+
+@lru_cache(maxsize=4096)
+def _dense_cycles(
+    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: int
+) -> float:
+    """Cycles of a dense convolution in blocks of `columns × panel`, all panels, rows and images."""
+    width = sum(panel)
+    full, rest = divmod(conv.group_out, width)
+    cycles = full * _dense_panel_cycles(conv, columns, panel, machine, epilogue_cost) if full else 0.0
+    if rest:
+        cycles += _dense_panel_cycles(conv, columns, split_lanes(rest, max(panel)), machine, epilogue_cost)
+    return cycles * conv.batch * conv.groups
+
+
+def _dense_panel_cycles(
+    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: int
+) -> float:
+    row_uses, total = tap_uses(conv, 0), 0.0
+    for segment, valid, _ in _segments(conv, columns):
+        per_tap_row, multiplies = 0.0, 0.0
+        for valid_columns in valid:
+            iteration = _dense_iteration_cycles(valid_columns, panel, machine)
+            per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
+            multiplies += conv.group_in * valid_columns * len(panel)
+        per_tap_row *= _spill_factor(conv, segment.columns, len(panel), machine)
+        if conv.kernel[0] > 1:
+            per_tap_row += KERNEL_ROW_CYCLES
+        ends = _ends_cycles(segment.columns * len(panel), machine, epilogue_cost, multiplies * conv.kernel[0])
+        total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
+    return total
+
+
+def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> float:
+    """How much slower a block runs whose registers do not suffice for accumulators, weights and inputs."""
+    registers = columns * panel_vectors + panel_vectors + 1
+    if registers > machine.vector_registers:
+        return SPILL_FACTOR
+    overlap = (conv.kernel[1] - conv.stride[1]) * conv.group_in
+    if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS:
+        return 1.0
+    return 1 + SHARED_INPUT_FACTOR * max(0, registers + overlap + SPARE_REGISTERS - machine.vector_registers)
+
+
+def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine) -> float:
+    """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
+    multiplies = columns * sum(1 / machine.fma_per_cycle_at(lanes) for lanes in panel)
+    loads = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in panel) + columns / machine.half_width_loads_per_cycle
+    return max(multiplies, loads, machine.fma_latency_cycles)
+
+
+def _ends_cycles(vectors: int, machine: Machine, epilogue_cost: int, multiplies: float) -> float:
+    """What start and end of a block of `vectors` accumulators add: as much as does not overlap with its neighbours' arithmetic."""
+    stores = vectors / machine.stores_per_cycle
+    epilogue = vectors * epilogue_cost / machine.fma_per_cycle
+    exposed = 1 / (1 + REORDER_WINDOW / multiplies) if multiplies else 1.0
+    return BLOCK_CYCLES + exposed * (stores + epilogue)
+
+
+@lru_cache(maxsize=4096)
+def _lanewise_cycles(conv: Convolution, columns: int, vectors: int, machine: Machine, epilogue_cost: int) -> float:
+    """Cycles of a lanewise convolution in blocks of `columns` outputs × `vectors` vectors."""
+    lanes = machine.vector_lanes
+    full, rest = divmod(conv.out_channels, lanes * vectors)
+    cycles = full * _lanewise_group_cycles(conv, columns, (lanes,) * vectors, machine, epilogue_cost) if full else 0.0
+    if rest:
+        cycles += _lanewise_group_cycles(conv, columns, split_lanes(rest, lanes), machine, epilogue_cost)
+    return cycles * conv.batch
+
+
+def _lanewise_group_cycles(
+    conv: Convolution, columns: int, widths: tuple[int, ...], machine: Machine, epilogue_cost: int
+) -> float:
+    row_uses, total = tap_uses(conv, 0), 0.0
+    fma = sum(1 / machine.fma_per_cycle_at(lanes) for lanes in widths)
+    load = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in widths)
+    # Where several input channels make up one vector, each is loaded and put in place by itself.
+    pieces = 1.0 if conv.group_out == 1 and conv.group_in == 1 else 2.0 * ceil_div(max(widths), conv.group_out)
+    for segment, valid, distinct in _segments(conv, columns):
+        iteration = max(sum(valid) * fma, (len(valid) + distinct * pieces) * load)
+        per_tap_row = conv.group_in * iteration + KERNEL_ROW_CYCLES
+        registers = segment.columns * len(widths) + len(valid) + 1
+        if registers > machine.vector_registers:
+            per_tap_row += 2 * (registers - machine.vector_registers) / machine.stores_per_cycle
+        multiplies = sum(valid) * len(widths) * conv.kernel[0] * conv.group_in
+        ends = _ends_cycles(segment.columns * len(widths), machine, epilogue_cost, multiplies)
+        # A short chain of dependent multiply-adds overlaps with the next block's; a block of few accumulators waits for it.
+        total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
+    return total
+
+
+def _pooling_cycles(pool: Pooling, tiling: LaneTiling, machine: Machine, epilogue_cost: int) -> float:
+    """Cycles of a pooling: one load and one operation per vector and window position, chained through the window."""
+    lanes = machine.vector_lanes
+    full, rest = divmod(pool.channels, lanes * tiling.vectors)
+    window_rows, window_columns = pool.window
+    outputs = pool.batch * pool.out_height * pool.out_width
+
+    def group_cycles(vectors: int) -> float:
+        # A maximum takes two instructions, one of them to keep NaNs.
+        chain = machine.fma_latency_cycles * (2 if pool.maximum else 1)
+        position = max(vectors / machine.loads_per_cycle, (3 if pool.maximum else 1) * vectors / machine.fma_per_cycle, chain)
+        window = window_rows * (window_columns * position + REDUCTION_LOOP_CYCLES)
+        return window + _ends_cycles(vectors, machine, epilogue_cost + 1, math.inf)
+
+    cycles = full * group_cycles(tiling.vectors)
+    if rest:
+        cycles += group_cycles(len(split_lanes(rest, lanes)))
+    return outputs * cycles
+
+
+def _normalization_cycles(norm: Normalization, machine: Machine, epilogue_cost: int) -> float:
+    """Three passes over a row: sum, squared distances, result; two horizontal sums, a root and a division between them."""
+    vectors = len(split_lanes(norm.channels, machine.vector_lanes))
+    passes = vectors * (3 / machine.loads_per_cycle + (6 + epilogue_cost) / machine.fma_per_cycle + 1 / machine.stores_per_cycle)
+    return norm.pixels * (passes + 4 * BLOCK_CYCLES + 30 * machine.fma_latency_cycles)
+
+
+def _map_cycles(mapping: Map, machine: Machine, epilogue_cost: int) -> float:
+    """Operations, one load and one store per vector; rows that are no multiple of a vector end in narrower ones."""
+    rows = 1
+    for extent in mapping.extents[:-1]:
+        rows *= extent
+    vectors = len(split_lanes(mapping.extents[-1], machine.vector_lanes)) if mapping.extents else 1
+    operations = (mapping.operations + epilogue_cost) / machine.fma_per_cycle
+    per_vector = max(operations, 1 / machine.loads_per_cycle, 1 / machine.stores_per_cycle)
+    return rows * (vectors * per_vector + BLOCK_CYCLES)

@@ -1,0 +1,153 @@
+"""The choice of a tiling: enumerate what is legal, prune by the cost of arithmetic, choose by predicted time.
+
+Two stages keep it quick: first the register block, by arithmetic alone, as task sizes hardly change it; then, for the few best
+blocks, how much one task does, by the bytes it moves and by how evenly the threads are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+from sepc.cost_model.latency import Cost, compute_cycles, predict
+from sepc.cost_model.machine import Machine
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, Tiling
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
+
+__all__ = ["Choice", "Cost", "candidates", "choose", "predict"]
+
+MOST_PANEL_VECTORS: Final = 4
+MOST_LANEWISE_VECTORS: Final = 4
+REGISTER_BLOCKS_KEPT: Final = 3
+"""Register blocks that reach the second stage."""
+SLACK_OF_REGISTER_BLOCKS: Final = 1.15
+"""Blocks whose arithmetic takes longer than this times the quickest's are dropped at once."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tiling chosen for a stage and its predicted cost."""
+
+    tiling: Tiling
+    cost: Cost
+
+
+@lru_cache(maxsize=4096)
+def choose(stage: Stage, machine: Machine, threads: int, *, epilogue_cost: int = 0, operand_bytes: int = 0) -> Choice:
+    """The tiling of least predicted time for `stage` on `threads` threads of `machine`.
+
+    Args:
+        stage: the problem.
+        machine: the machine.
+        threads: threads, each on a core of its own.
+        epilogue_cost: vector instructions per vector of results that follow the stage.
+        operand_bytes: bytes of the tensors that these read.
+    """
+    blocks = register_blocks(stage, machine)
+    cycles = [compute_cycles(stage, block, machine, epilogue_cost) for block in blocks]
+    limit = min(cycles) * SLACK_OF_REGISTER_BLOCKS
+    kept = sorted((c, index) for index, c in enumerate(cycles) if c <= limit)[:REGISTER_BLOCKS_KEPT]
+    best: Choice | None = None
+    for _, index in kept:
+        for tiling in task_sizes(stage, blocks[index], machine, threads):
+            cost = predict(
+                stage, tiling, machine, threads, epilogue_cost=epilogue_cost, operand_bytes=operand_bytes
+            )
+            if best is None or cost.time_us < best.cost.time_us:
+                best = Choice(tiling, cost)
+    if best is None:
+        raise AssertionError("every stage has at least one tiling")
+    return best
+
+
+def candidates(stage: Stage, machine: Machine, threads: int) -> list[Tiling]:
+    """All tilings that are considered for `stage`: every register block with every task size."""
+    return [tiling for block in register_blocks(stage, machine) for tiling in task_sizes(stage, block, machine, threads)]
+
+
+def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
+    """Tilings that differ in what is held in registers; each has the largest tasks."""
+    lanes = machine.vector_lanes
+    match stage:
+        case Convolution() if stage.lanewise(lanes):
+            return list(_lanewise_blocks(stage, machine))
+        case Convolution():
+            return list(_dense_blocks(stage, machine))
+        case Pooling():
+            most = min(MOST_LANEWISE_VECTORS, max(1, ceil_div(stage.channels, lanes)))
+            return [
+                LaneTiling(1, vectors, max(1, stage.out_height), ceil_div(stage.channels, lanes * vectors))
+                for vectors in range(1, most + 1)
+            ]
+        case Normalization() | Map():
+            return [RowTiling(_outer_rows(stage, lanes))]
+
+
+def _dense_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
+    lanes = machine.vector_lanes
+    panels = [(lanes,) * count for count in range(1, MOST_PANEL_VECTORS + 1) if lanes * count <= conv.group_out]
+    if conv.group_out < lanes * MOST_PANEL_VECTORS:
+        exact = split_lanes(conv.group_out, lanes)
+        if exact not in panels:
+            panels.append(exact)
+    for panel in panels:
+        # Accumulators, a weight per vector of the panel, one broadcast input.
+        most_columns = (machine.vector_registers - 1 - len(panel)) // len(panel)
+        panel_count = ceil_div(conv.group_out, sum(panel))
+        for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):
+            repeat = max(segment.repeat for segment in conv.column_segments(columns))
+            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count)
+
+
+def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
+    lanes = machine.vector_lanes
+    for vectors in range(1, min(MOST_LANEWISE_VECTORS, max(1, ceil_div(conv.out_channels, lanes))) + 1):
+        # Accumulators, and at least one weight and one input.
+        most_columns = (machine.vector_registers - 2) // vectors
+        groups = ceil_div(conv.out_channels, lanes * vectors)
+        for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):
+            yield LaneTiling(columns, vectors, max(1, conv.out_height), groups)
+
+
+def task_sizes(stage: Stage, block: Tiling, machine: Machine, threads: int) -> Iterator[Tiling]:
+    """`block` with tasks of various sizes: each axis in a growing number of even parts."""
+    match block:
+        case DenseTiling():
+            for panels in _even_parts(block.panels, threads):
+                for rows in _even_parts(block.rows, threads):
+                    # Rows are cut before columns are: part of a row only where a task has but one.
+                    parts = _even_parts(block.blocks, threads) if rows == 1 else (block.blocks,)
+                    for blocks in parts:
+                        yield DenseTiling(block.columns, block.panel, rows, blocks, panels)
+        case LaneTiling():
+            for rows in _even_parts(block.rows, threads):
+                for groups in _even_parts(block.groups, threads):
+                    yield LaneTiling(block.columns, block.vectors, rows, groups)
+        case RowTiling():
+            for rows in _even_parts(block.rows, threads):
+                yield RowTiling(rows)
+
+
+def _even_parts(extent: int, threads: int) -> Iterable[int]:
+    """Sizes of the parts if `extent` is cut into 1, 2, 4, 8, 32, 128, … parts, and into multiples of `threads`; no repetition."""
+    counts = {1, extent}
+    count = 2
+    while count < extent:
+        counts.add(count)
+        count *= 2 if count < 8 else 4
+    if threads > 1:
+        counts |= {threads * factor for factor in (1, 2, 3, 4) if threads * factor <= extent}
+    return sorted({ceil_div(extent, count) for count in counts}, reverse=True)
+
+
+def _outer_rows(stage: Normalization | Map, lanes: int) -> int:
+    """Elements of the axis that a row tiling splits."""
+    match stage:
+        case Normalization():
+            return max(1, stage.pixels)
+        case Map():
+            if len(stage.extents) == 1:
+                return max(1, stage.extents[0] // (2 * lanes))
+            return max(1, stage.extents[-2]) if stage.extents else 1

@@ -1,0 +1,249 @@
+"""Every kernel against PyTorch, over shapes and options drawn at random, and over every kind of legal tiling."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+import sepc
+from sepc.cost_model import search
+from sepc.passes import choose_tiling
+
+TOLERANCE = 1e-4
+SETTINGS = settings(
+    max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+class Parallel(nn.Module):
+    """Several independent modules, each with an input of its own: one compilation, many kernels."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+
+    def forward(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [part(value) for part, value in zip(self.parts, inputs, strict=True)]
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def check(
+    cases: Sequence[tuple[nn.Module, torch.Tensor]], target: str = "native", threads: int = 2, kernel: str = "sepc"
+) -> sepc.CompiledModel:
+    """Compile the modules of `cases` and compare with eager on their inputs; all regions must be run by `kernel`."""
+    model, inputs = Parallel([module for module, _ in cases]).eval(), [value for _, value in cases]
+    compiled = sepc.compile(model, target=target, num_threads=threads)
+    with torch.no_grad():
+        for result, reference, (module, value) in zip(compiled(inputs), model(inputs), cases, strict=True):
+            assert result.shape == reference.shape
+            error = (result - reference).abs().max() / reference.abs().max().clamp(min=1e-6)
+            assert error <= TOLERANCE, f"{module} on {tuple(value.shape)}: relative error {error:.2g}"
+    others = [(region.name, region.reason) for region in compiled.regions if region.kernel != kernel]
+    assert not others
+    return compiled
+
+
+@dataclass(frozen=True)
+class ConvolutionCase:
+    """Options of a random convolution and its input."""
+
+    rank: int
+    batch: int
+    groups: int
+    group_in: int
+    group_out: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+    extra: tuple[int, ...]
+    bias: bool
+    channels_last: bool
+
+    def build(self) -> tuple[nn.Module, torch.Tensor]:
+        convolution = {1: nn.Conv1d, 2: nn.Conv2d}[self.rank](
+            self.groups * self.group_in,
+            self.groups * self.group_out,
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias,
+        )
+        # As small as the padded kernel allows, and a bit more.
+        sizes = [
+            max(1, (k - 1) * d + 1 - 2 * p) + e
+            for k, d, p, e in zip(self.kernel, self.dilation, self.padding, self.extra, strict=True)
+        ]
+        value = torch.randn(self.batch, self.groups * self.group_in, *sizes)
+        if self.channels_last and self.rank == 2:
+            value = value.contiguous(memory_format=torch.channels_last)
+        return convolution, value
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, kind: str) -> ConvolutionCase:
+    rank = draw(st.sampled_from([1, 2, 2, 2]))
+
+    def spatial(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(rank))
+
+    pointwise = kind == "pointwise"
+    if kind == "grouped":
+        groups, group_in, group_out = draw(st.integers(2, 6)), draw(st.integers(1, 5)), draw(st.integers(1, 20))
+    elif kind == "depthwise":
+        groups, group_in, group_out = draw(st.integers(2, 70)), 1, draw(st.sampled_from([1, 1, 1, 2, 3, 4]))
+    else:
+        groups, group_in, group_out = 1, draw(st.integers(1, 70)), draw(st.integers(1, 70))
+    return ConvolutionCase(
+        rank,
+        draw(st.sampled_from([1, 1, 3])),
+        groups,
+        group_in,
+        group_out,
+        (1,) * rank if pointwise else spatial(1, 7),
+        spatial(1, 1) if pointwise and draw(st.booleans()) else spatial(1, 3),
+        (1,) * rank if pointwise else spatial(1, 3),
+        (0,) * rank if pointwise else spatial(0, 4),
+        spatial(0, 30),
+        draw(st.booleans()),
+        draw(st.booleans()),
+    )
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "dense", "grouped", "depthwise"])
+@SETTINGS
+@given(data=st.data())
+def test_convolutions_of_all_shapes_agree_with_pytorch(kind: str, data: st.DataObject) -> None:
+    cases = data.draw(st.lists(convolutions(kind), min_size=6, max_size=6))
+    check([case.build() for case in cases])
+
+
+@pytest.mark.parametrize("kind", ["pointwise", "dense", "depthwise"])
+@SETTINGS
+@given(data=st.data())
+def test_every_legal_tiling_gives_the_right_result(kind: str, data: st.DataObject) -> None:
+    cases = data.draw(st.lists(convolutions(kind), min_size=6, max_size=6))
+    generator = random.Random(data.draw(st.integers(0, 1000)))
+
+    def any_tiling(stage: search.Stage, machine: search.Machine, threads: int, **costs: int) -> search.Choice:
+        tiling = generator.choice(search.candidates(stage, machine, threads))
+        return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choose_tiling, "choose", any_tiling)
+        check([case.build() for case in cases])
+
+
+def test_avx2_kernels_agree_with_pytorch() -> None:
+    check(
+        [
+            (nn.Conv2d(20, 37, 3, padding=1), torch.randn(2, 20, 13, 17)),
+            (nn.Conv2d(37, 37, 5, 2, 2, groups=37), torch.randn(2, 37, 13, 17)),
+            (nn.Linear(33, 50), torch.randn(7, 33)),
+            (nn.LayerNorm(50), torch.randn(7, 50)),
+        ],
+        target="x86-64-v3",
+    )
+
+
+def test_linear_layers_of_any_rank_agree_with_pytorch() -> None:
+    shapes = [(1, 64), (5, 33), (2, 3, 17), (2, 3, 5, 40)]
+    check([(nn.Linear(shape[-1], 21 + index), torch.randn(shape)) for index, shape in enumerate(shapes)])
+
+
+def test_poolings_agree_with_pytorch() -> None:
+    x = torch.randn(2, 21, 13, 11)
+    modules: list[nn.Module] = [
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d((2, 3), (1, 2), (1, 0), dilation=(2, 1)),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AdaptiveAvgPool2d((3, 4)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((20, 13)),
+    ]
+    check([(module, x) for module in modules])
+    check([(nn.AvgPool1d(3, 2, 1), torch.randn(2, 19, 30)), (nn.MaxPool1d(2), torch.randn(2, 19, 30))])
+
+
+def test_max_pooling_keeps_nan_and_negative_infinity() -> None:
+    x = torch.randn(1, 16, 6, 6)
+    x[0, 3, 2, 2] = math.nan
+    x[0, 5] = -math.inf
+    module = nn.MaxPool2d(3, 2, 1).eval()
+    assert torch.equal(sepc.compile(module)(x).nan_to_num(nan=7.0), module(x).nan_to_num(nan=7.0))
+
+
+def test_layer_norms_agree_with_pytorch() -> None:
+    check([(nn.LayerNorm(channels), torch.randn(2, 5, channels) * 3 + 2) for channels in (1, 7, 16, 40, 64, 96, 131)])
+
+
+ELEMENTWISE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": functional.relu,
+    "relu6": functional.relu6,
+    "clamp": lambda x: x.clamp(-0.5, 0.25),
+    "clamp_min": lambda x: x.clamp_min(-0.5),
+    "hardswish": functional.hardswish,
+    "hardsigmoid": functional.hardsigmoid,
+    "leaky_relu": lambda x: functional.leaky_relu(x, 0.1),
+    "sigmoid": torch.sigmoid,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "sqrt": lambda x: x.abs().sqrt(),
+    "rsqrt": lambda x: (x.square() + 1).rsqrt(),
+    "reciprocal": lambda x: (x.square() + 1).reciprocal(),
+    "negate": lambda x: -x,
+    "scalars": lambda x: (2 - x * 3 + 1) / 7,
+    "alpha": lambda x: torch.add(x, x.abs(), alpha=2),
+    "self": lambda x: x * torch.sigmoid(x) - x / (1 + x.square()),
+    "maximum": lambda x: torch.maximum(x, -x) + torch.minimum(x, x * 2),
+    "broadcast": lambda x: x * x[:, :, :1, :1] + x[:1],
+    "transposed": lambda x: x + x.transpose(2, 3).transpose(2, 3).flip(0),
+}
+
+
+def test_elementwise_operators_agree_with_pytorch() -> None:
+    x = torch.randn(2, 19, 5, 7) * 3
+    check([(Function(function), x) for name, function in ELEMENTWISE.items() if name != "transposed"])
+
+
+@pytest.mark.parametrize("name", ["relu", "relu6", "hardswish", "silu", "gelu", "tanh", "sigmoid", "maximum"])
+def test_elementwise_operators_keep_nan(name: str) -> None:
+    x = torch.randn(1, 16, 4, 4)
+    x[0, 1, 2, 3] = math.nan
+    module = Function(ELEMENTWISE[name]).eval()
+    assert torch.equal(sepc.compile(module)(x).isnan(), module(x).isnan())
+
+
+def test_concatenations_along_every_dimension_agree_with_pytorch() -> None:
+    for dim in range(4):
+        module = Function(lambda x, dim=dim: torch.cat([x, x.relu(), x], dim=dim))
+        check([(module, torch.randn(2, 19, 5, 7))])

@@ -1,0 +1,182 @@
+"""Canonicalize: one spelling of each operation, the same result, and a reason where a rule does not apply."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from sepc.frontend.export import capture
+from sepc.ir.ops import Conv, aten
+from sepc.ir.printer import print_graph
+from sepc.passes.canonicalize import Canonicalize
+from sepc.passes.manager import PassContext, PassManager
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+X = torch.randn(2, 4, 8, 8)
+
+
+class Function(nn.Module):
+    """A function as a module, with a convolution's weight, a large and a small constant to use."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
+        self.vector = nn.Parameter(torch.randn(4))
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self.function(self, *args)
+
+
+def run(function: Callable[..., Any], *inputs: torch.Tensor, limit: int = 65536) -> tuple[fx.GraphModule, PassContext]:
+    """The canonical graph of `function`, verified to compute the same, to be stable, and to match eager."""
+    inputs = inputs or (X,)
+    model = Function(function).eval()
+    captured = capture(model, inputs)
+    module, context = captured.graph_module, PassContext(example_inputs=inputs)
+    PassManager([Canonicalize(limit)], verify_each=True).run(module, context)
+    with torch.no_grad():
+        torch.testing.assert_close(captured.unflatten(module(*inputs)), model(*inputs), rtol=1e-4, atol=1e-5)
+    assert not Canonicalize(limit).run(module, PassContext()), "a second run changes nothing"
+    return module, context
+
+
+def operators(module: fx.GraphModule) -> list[str]:
+    return [str(node.target).removeprefix("aten.") for node in module.graph.nodes if node.op == "call_function"]
+
+
+def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
+    return functional.conv2d(x, self.weight, **options)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        # no-ops
+        (lambda self, x: functional.dropout(x, 0.5, False).relu(), ["relu.default"]),
+        (lambda self, x: x.clone().detach().contiguous().to(torch.float32).relu(), ["relu.default"]),
+        (lambda self, x: (x.view(2, 4, 8, 8)[:, :, :, :] * 1 + 0).relu(), ["relu.default"]),
+        (lambda self, x: torch.cat([functional.pad(x, (0, 0))]).permute(0, 1, 2, 3).relu(), ["relu.default"]),
+        (lambda self, x: x.expand(2, 4, 8, 8).relu(), ["relu.default"]),
+        # clamps
+        (lambda self, x: functional.relu6(x), ["clamp.default"]),
+        (lambda self, x: functional.hardtanh(x, -2.0, 3.0), ["clamp.default"]),
+        (lambda self, x: x.clamp_min(0.5), ["clamp.default"]),
+        (lambda self, x: x.clamp_max(0.5), ["clamp.default"]),
+        (lambda self, x: x.clamp(min=0), ["relu.default"]),
+        # global pooling
+        (lambda self, x: x.mean((2, 3)), ["mean.dim", "view.default"]),
+        (lambda self, x: x.mean((-1, -2), keepdim=True), ["mean.dim"]),
+        (lambda self, x: functional.adaptive_avg_pool2d(x, 1), ["mean.dim"]),
+        (lambda self, x: functional.adaptive_avg_pool2d(x, 1).flatten(1), ["mean.dim", "view.default"]),
+        (lambda self, x: functional.avg_pool2d(x, 8), ["mean.dim"]),
+        (lambda self, x: functional.adaptive_avg_pool1d(x.flatten(2), 1), ["view.default", "mean.dim"]),
+        (lambda self, x: functional.adaptive_avg_pool2d(x, 2), ["adaptive_avg_pool2d.default"]),
+        (lambda self, x: functional.avg_pool2d(x, 2), ["avg_pool2d.default"]),
+        (lambda self, x: x.mean(1), ["mean.dim"]),
+        # views and permutations
+        (lambda self, x: x.flatten(1).reshape(2, 2, -1).unsqueeze(1).squeeze(1), ["view.default"]),
+        (lambda self, x: x.transpose(1, 2).transpose(2, 3).permute(0, 2, 1, 3), ["permute.default"]),
+        (lambda self, x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2).relu(), ["relu.default"]),
+        # numbers
+        (lambda self, x: x + torch.tensor(2.0), ["add.Tensor"]),
+        (lambda self, x: torch.tensor([[3.0]]) * x, ["mul.Tensor"]),
+        (lambda self, x: torch.add(x, 2, alpha=3), ["add.Tensor"]),
+        # splits
+        (lambda self, x: x.chunk(2, 1)[1], ["slice.Tensor"]),
+        (lambda self, x: torch.cat(x.split([1, 3], 1)[::-1], 1), ["slice.Tensor", "slice.Tensor", "cat.default"]),
+        (lambda self, x: x.split(3, -1)[-1], ["slice.Tensor"]),
+        # convolutions
+        (lambda self, x: conv(self, x, padding="same"), ["conv2d.default"]),
+        (lambda self, x: conv(self, x, padding="valid"), ["conv2d.default"]),
+        (lambda self, x: conv(self, functional.pad(x, (1, 1, 2, 2)), padding=1), ["conv2d.default"]),
+        (lambda self, x: conv(self, x[0]), ["select.int", "view.default", "conv2d.default", "view.default"]),
+        (
+            lambda self, x: functional.conv2d(x, self.weight[:, :, :2, :2], padding="same"),
+            ["constant_pad_nd.default", "conv2d.default"],
+        ),
+        (lambda self, x: torch.conv_transpose2d(x, self.weight[:4]), ["conv_transpose2d.input"]),
+        # one output
+        (lambda self, x: functional.batch_norm(x, self.vector, self.vector.exp()), ["batch_norm.default"]),
+        (lambda self, x: torch.native_layer_norm(x, [8], None, None, 1e-5)[0], ["layer_norm.default"]),
+        (lambda self, x: functional.max_pool2d(x, 2, return_indices=True)[0], ["max_pool2d.default"]),
+        # constants
+        (lambda self, x: x + self.vector.exp()[None, :, None, None] * 2, ["add.Tensor"]),
+        (lambda self, x: x * torch.arange(8).float(), ["mul.Tensor"]),
+        (lambda self, x: torch.addmm(self.vector[:2], x[0, 0], self.weight.flatten()[:16].view(8, 2)), None),
+    ],
+)
+def test_spelling(function: Callable[..., Any], expected: list[str] | None) -> None:
+    module, _ = run(function)
+    assert expected is None or operators(module) == expected
+
+
+def test_padding_is_given_in_numbers() -> None:
+    module, _ = run(lambda self, x: conv(self, functional.pad(x, (1, 1, 2, 2)), padding="same", dilation=2))
+    (node,) = [node for node in module.graph.nodes if Conv.matches(node)]
+    assert Conv.of(node).padding == (4, 3)
+
+
+def test_random_operators_are_not_folded() -> None:
+    module = capture(Function(lambda self, x: x + torch.rand(4, 1, 1)), (X,)).graph_module
+    Canonicalize().run(module, PassContext())
+    assert any(name.startswith("rand") for name in operators(module))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda self, x: x.clone(), "must be a tensor of its own"),
+        (lambda self, x: conv(self, functional.pad(x, (1, 1, 1, 1), value=2.0)), "pads with 2.0"),
+        (lambda self, x: conv(self, functional.pad(x[:, :2], (0, 0, 0, 0, 1, 1))), "pads batch or channels"),
+        (lambda self, x: conv(self, functional.pad(x, (-1, -1, 1, 1))), "crops"),
+        (lambda self, x: conv(self, functional.pad(x, (0, 1, 0, 1))), r"pads \(0, 0\) before and \(1, 1\) after"),
+        (lambda self, x: x * self.vector[:, None, None].expand(4, 200, 200)[:, :8, :8].relu(), None),
+        (lambda self, x: x.sum() + self.vector[:, None, None].expand(4, 200, 200), "made of 16"),
+    ],
+)
+def test_a_rejection_gives_its_reason(function: Callable[..., Any], reason: str | None) -> None:
+    _, context = run(function)
+    messages = [note.message for note in context.notes]
+    assert (reason is None and not messages) or any(re.search(str(reason), message) for message in messages)
+
+
+def test_a_view_that_strides_do_not_allow_keeps_its_copy() -> None:
+    # The channel shuffle: view, transpose, copy, view.
+    module, _ = run(lambda self, x: x.view(2, 2, 2, 8, 8).transpose(1, 2).reshape(2, 4, 8, 8))
+    assert Counter(operators(module)) == {"view.default": 2, "permute.default": 1, "clone.default": 1}
+
+
+def test_a_constant_that_is_too_large_is_made_at_run_time_from_a_folded_one() -> None:
+    module, _ = run(lambda self, x: x.sum() + self.vector.exp()[:, None, None].expand(4, 200, 200))
+    assert "exp.default" not in operators(module)
+    assert "expand.default" in operators(module)
+
+
+def test_assertions_are_dropped() -> None:
+    module = capture(nn.ReLU(), (X,)).graph_module
+    (placeholder,) = module.graph.find_nodes(op="placeholder")
+    with module.graph.inserting_after(placeholder):
+        module.graph.call_function(aten._assert_tensor_metadata.default, (placeholder,)).meta["val"] = None
+    PassManager([Canonicalize()]).run(module, PassContext())
+    assert operators(module) == ["relu.default"]
+
+
+def test_golden_before_and_after(golden: Callable[[str, str], None]) -> None:
+    def block(self: Function, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu6(conv(self, functional.pad(x, (1, 1, 1, 1))))
+        first, second = functional.dropout(y, 0.5, False).chunk(2, 1)
+        return functional.adaptive_avg_pool2d(first + self.vector[:3].exp().view(-1, 1, 1) * second, 1).flatten(1)
+
+    before = capture(Function(block).eval(), (X,)).graph_module
+    after, _ = run(block)
+    texts = [print_graph(module, sources=False) for module in (before, after)]
+    golden("passes/canonicalize", "# before\n{}\n# after\n{}".format(*texts))
