@@ -66,7 +66,7 @@ class Specialization:
     compile_times_s: Mapping[str, float]
 
     def run(self, tensors: Sequence[torch.Tensor], threads: int) -> Any:
-        """The model's result for the tensor leaves of its arguments."""
+        """The model's result for the tensor leaves of its arguments, whose strides are those it was compiled for."""
         return self.captured.unflatten(self.executable.run(tensors, threads))
 
 
@@ -82,6 +82,7 @@ def specialize(
     assemble, build = _backend()
     clock = _Clock()
     captured = capture(model, args, kwargs)
+    _check_types(captured, captured.flatten(args, kwargs))
     clock.lap("capture")
     context = PassContext(target=target, machine=target.machine, threads=threads)
     records = PassManager(PIPELINE, verify_each=verify_each).run(captured.graph_module, context)
@@ -92,6 +93,19 @@ def specialize(
     times = {**clock.laps, **executable.build_times_s}
     reports = [_report(node, graph, executable) for node, graph in region.regions(captured.graph_module)]
     return Specialization(captured, captured.graph_module, executable, reports, records, times)
+
+
+def _check_types(captured: Captured, tensors: Sequence[torch.Tensor]) -> None:
+    """Raise InputError if an ExportedProgram was exported for other tensors; record the strides of these."""
+    for node, tensor in zip(captured.graph_module.graph.find_nodes(op="placeholder"), tensors, strict=True):
+        if ops.shape(node) != tuple(tensor.shape) or ops.dtype(node) != tensor.dtype:
+            raise InputError(
+                f"Input '{node.name}' is {tensor.dtype} of shape {tuple(tensor.shape)}",
+                why=f"the program was exported for {ops.dtype(node)} of shape {ops.shape(node)}",
+                fix="export the program for this input, or compile the module instead",
+            )
+        if ops.strides(node) != tensor.stride():
+            node.meta["val"] = node.meta["val"].as_strided(tensor.shape, tensor.stride())
 
 
 def _backend() -> tuple[Any, Any]:

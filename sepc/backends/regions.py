@@ -82,9 +82,8 @@ def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) 
     arguments = _Arguments(region)
     out_elements = storage_elements(_extents(problem), problem.result)
     source = ""
-    if problem.anchor is not None:
-        node = problem.anchor.all_input_nodes[0]
-        source = arguments.tensor(node, *_source_extent(problem))
+    if problem.input is not None:
+        source = arguments.tensor(problem.input, *_source_extent(problem))
     emit_anchor = _anchor_emitter(problem, tiling, lanes, source, arguments)
     names = {node: arguments.tensor(node, strides, _extents(problem)) for node, strides in problem.operands.items()}
     out = arguments.result(out_elements)

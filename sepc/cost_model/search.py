@@ -1,7 +1,7 @@
 """The choice of a tiling: enumerate what is legal, prune by the cost of arithmetic, choose by predicted time.
 
-Two stages keep it quick: first the register block, by arithmetic alone, as task sizes hardly change it; then, for the few best
-blocks, how much one task does, by the bytes it moves and by how evenly the threads are loaded.
+Two stages keep it quick: first the register block, by arithmetic alone, as task sizes hardly change it; then, for the
+few best blocks, how much one task does, by the bytes it moves and by how evenly the threads are loaded.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def choose(stage: Stage, machine: Machine, threads: int, *, epilogue_cost: int =
     best: Choice | None = None
     for _, index in kept:
         for tiling in task_sizes(stage, blocks[index], machine, threads):
-            cost = predict(
-                stage, tiling, machine, threads, epilogue_cost=epilogue_cost, operand_bytes=operand_bytes
-            )
+            cost = predict(stage, tiling, machine, threads, epilogue_cost=epilogue_cost, operand_bytes=operand_bytes)
             if best is None or cost.time_us < best.cost.time_us:
                 best = Choice(tiling, cost)
     if best is None:
@@ -64,7 +62,9 @@ def choose(stage: Stage, machine: Machine, threads: int, *, epilogue_cost: int =
 
 def candidates(stage: Stage, machine: Machine, threads: int) -> list[Tiling]:
     """All tilings that are considered for `stage`: every register block with every task size."""
-    return [tiling for block in register_blocks(stage, machine) for tiling in task_sizes(stage, block, machine, threads)]
+    return [
+        tiling for block in register_blocks(stage, machine) for tiling in task_sizes(stage, block, machine, threads)
+    ]
 
 
 def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
@@ -131,7 +131,9 @@ def task_sizes(stage: Stage, block: Tiling, machine: Machine, threads: int) -> I
 
 
 def _even_parts(extent: int, threads: int) -> Iterable[int]:
-    """Sizes of the parts if `extent` is cut into 1, 2, 4, 8, 32, 128, … parts, and into multiples of `threads`; no repetition."""
+    """Sizes of the parts if `extent` is cut into 1, 2, 4, 8, 32, 128, … parts, and into multiples of `threads`; no
+    repetition.
+    """
     counts = {1, extent}
     count = 2
     while count < extent:

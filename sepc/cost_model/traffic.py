@@ -1,10 +1,10 @@
 """Bytes that a stage under a tiling moves between the memory levels, by footprint propagation through its loops.
 
-A stage is a nest of loops over axes, and operands whose footprint (distinct bytes touched) is a function of how far each axis
-extends. Going outwards from the body, the extents grow, and with them the footprints: halos are what the footprint of an input
-has more than its share of the outputs. Under least-recently-used replacement, a cache of Z bytes keeps what one iteration of
-loop d touches if the footprints of the loops inside d together are at most Z; so each pass over the whole of loop d fetches
-every operand's footprint of loop d once, and the loops outside d repeat that:
+A stage is a nest of loops over axes, and operands whose footprint (distinct bytes touched) is a function of how far
+each axis extends. Going outwards from the body, the extents grow, and with them the footprints: halos are what the
+footprint of an input has more than its share of the outputs. Under least-recently-used replacement, a cache of Z bytes
+keeps what one iteration of loop d touches if the footprints of the loops inside d together are at most Z; so each pass
+over the whole of loop d fetches every operand's footprint of loop d once, and the loops outside d repeat that:
 
     bytes into the cache = footprint(d) · Π trips of the loops outside d,   d = the innermost loop whose body fits.
 
@@ -23,14 +23,21 @@ from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_
 
 FP32_BYTES: Final = 4
 PAGE_BYTES: Final = 4096
-PREFETCH_BYTES: Final = 128
-"""Two lines: the adjacent one is fetched too. Measured: strips of 64 bytes per pixel from L3 take twice the time per byte of 128."""
-GRADUAL_OVERFLOW: Final = 1.5
+STRIP_WASTE: Final = 2.0
+"""Bytes fetched from beyond the second level per byte used, while only some channels of each pixel are read.
+
+Measured on 3×3 depthwise, 56×56 with 144 and 160 channels: tasks of 56 rows, whose pixels leave the second level before
+their other channels are read, took 1.4 to 1.5 times as long as tasks of 14 rows, whose pixels stay; strips of 64 and of
+128 bytes alike. That prefetched neighbours are thrown out unused is the presumed cause, not a measured one.
+"""
+GRADUAL_OVERFLOW: Final = 1.7
 """A working set of this many times a cache's size gets no hits from it any more."""
 
 
 class Extents(NamedTuple):
-    """How far the axes of a stage extend, in elements; `taps` are kernel rows and columns. Channels are those of one group."""
+    """How far the axes of a stage extend, in elements; `taps` are kernel rows and columns. Channels are those of one
+    group.
+    """
 
     batch: int = 1
     groups: int = 1
@@ -44,15 +51,15 @@ class Extents(NamedTuple):
 class Footprint(NamedTuple):
     """Bytes of the operands of a stage: `activations` and `weights` are read, `results` are written.
 
-    `set_share` is the part of a cache's sets that the activations can fall into; `run_bytes` are contiguous in each pixel.
-    (A named tuple, as the search makes many.)
+    `set_share` is the part of a cache's sets that the activations can fall into; `run_bytes` are contiguous in each
+    pixel. (A named tuple, as the search makes many.)
     """
 
     activations: float
     weights: float
     results: float
     set_share: float = 1.0
-    run_bytes: int = PREFETCH_BYTES
+    strip: bool = False
 
     @property
     def total(self) -> float:
@@ -63,14 +70,6 @@ class Footprint(NamedTuple):
     def occupied(self) -> float:
         """Bytes of a first-level cache that they need, as the activations fall into `set_share` of its sets only."""
         return self.activations / self.set_share + self.weights + self.results
-
-    @property
-    def prefetch_waste(self) -> float:
-        """Activations that arrive from far away per activation needed: runs are completed to pairs of lines."""
-        return ceil_div(self.run_bytes, PREFETCH_BYTES) * PREFETCH_BYTES / self.run_bytes
-
-
-NOTHING: Final = Footprint(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -90,21 +89,23 @@ class Nest:
     share: float
 
     def into_cache(self, capacity_bytes: float, *, first_level: bool = False) -> Footprint:
-        """Bytes that one thread fetches into (and stores through) a cache of `capacity_bytes`; nothing if all of it fits.
+        """Bytes that one thread fetches into (and stores through) a cache of `capacity_bytes`; nothing if all of it
+        fits.
 
         In the first level, activations need the more room the fewer of the cache's sets they fall into.
         """
         # From outside in, as a pass over the inner loop decides if its body does not fit.
         activations = weights = results = 0.0
         outside = 1
-        for footprint, trips in zip(self.footprints, (*self.trips, 1), strict=True):
+        bodies = (*self.footprints[1:], self.footprints[-1])
+        for footprint, body, trips in zip(self.footprints, bodies, (*self.trips, 1), strict=True):
             needed = (footprint.occupied if first_level else footprint.total) / capacity_bytes
             if needed <= 1:
                 break
             # Real caches replace not quite the least recently used line: what hardly does not fit, hits in part.
             missing = min(1.0, (needed - 1) / (GRADUAL_OVERFLOW - 1))
             times = missing * outside
-            waste = 1.0 if first_level else footprint.prefetch_waste
+            waste = STRIP_WASTE if body.strip and not first_level else 1.0
             activations = (1 - missing) * activations + times * waste * footprint.activations
             weights = (1 - missing) * weights + times * footprint.weights
             results = (1 - missing) * results + times * footprint.results
@@ -118,11 +119,15 @@ def task_counts(stage: Stage, tiling: Tiling, lanes: int) -> tuple[int, ...]:
         case Convolution(), DenseTiling():
             repeat = max(segment.repeat for segment in stage.column_segments(tiling.columns))
             panels = ceil_div(stage.group_out, sum(tiling.panel))
-            tiles = (ceil_div(stage.out_height, tiling.rows), ceil_div(repeat, tiling.blocks), ceil_div(panels, tiling.panels))
+            tiles = (
+                ceil_div(stage.out_height, tiling.rows),
+                ceil_div(repeat, tiling.blocks),
+                ceil_div(panels, tiling.panels),
+            )
             return (stage.batch, stage.groups, *tiles)
         case Convolution(), LaneTiling():
-            tiles = lane_tiles(stage.out_channels, tiling, lanes)
-            return (stage.batch, ceil_div(stage.out_height, tiling.rows), tiles)
+            channel_tiles = lane_tiles(stage.out_channels, tiling, lanes)
+            return (stage.batch, ceil_div(stage.out_height, tiling.rows), channel_tiles)
         case Pooling(), LaneTiling():
             return (stage.batch, ceil_div(stage.out_height, tiling.rows), lane_tiles(stage.channels, tiling, lanes))
         case Normalization(), RowTiling():
@@ -173,7 +178,9 @@ def _own_nest(
     measure: Measure,
     operand_per_result_byte: float,
 ) -> Nest:
-    """Cut the task loops (the first of `loops`) down to one thread's tasks and add up footprints from the body outwards."""
+    """Cut the task loops (the first of `loops`) down to one thread's tasks and add up footprints from the body
+    outwards.
+    """
     trips = [trip for _, trip, _ in loops]
     rest = own_tasks
     for index in reversed(range(len(counts))):
@@ -197,7 +204,9 @@ def _own_nest(
 
 
 def _input_span(outputs: int, stride: int, taps: int, dilation: int, available: int) -> int:
-    """Input positions that `outputs` neighbouring outputs read through `taps` taps; strides leave gaps where taps are few."""
+    """Input positions that `outputs` neighbouring outputs read through `taps` taps; strides leave gaps where taps are
+    few.
+    """
     touched_each = min(taps * outputs, (outputs - 1) * stride + (taps - 1) * dilation + 1)
     return min(touched_each, available)
 
@@ -258,7 +267,7 @@ def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[
             FP32_BYTES * weights,
             FP32_BYTES * _pixels(conv, e) * channels,
             set_share(channels, conv.out_channels),
-            FP32_BYTES * channels,
+            channels < conv.out_channels,
         )
 
     return loops, Extents(columns=columns, channels=width, tap_columns=conv.kernel[1]), measure
@@ -286,16 +295,20 @@ def _pooling_loops(pool: Pooling, tiling: LaneTiling, lanes: int) -> tuple[list[
         in_rows = min(pool.in_height, (out_rows - 1) * steps[0] + pool.window[0])
         in_columns = min(pool.in_width, (e.columns - 1) * steps[1] + pool.window[1])
         read, written = e.batch * in_rows * in_columns * channels, e.batch * out_rows * e.columns * channels
-        return Footprint(FP32_BYTES * read, 0, FP32_BYTES * written, set_share(channels, pool.channels), FP32_BYTES * channels)
+        return Footprint(
+            FP32_BYTES * read, 0, FP32_BYTES * written, set_share(channels, pool.channels), channels < pool.channels
+        )
 
     return loops, Extents(channels=width), measure
 
 
 def set_share(channels: int, pixel_channels: int) -> float:
-    """The part of a cache's sets that `channels` neighbouring channels out of `pixel_channels` of many pixels fall into.
+    """The part of a cache's sets that `channels` neighbouring channels out of `pixel_channels` of many pixels fall
+    into.
 
-    A set is chosen by address bits of which those within a page (4 KiB) are alike in all caches: the first-level ones have no
-    others, and the higher ones cannot spread out what collides there. So runs of bytes at a stride meet gcd(stride, 4096) apart.
+    A first-level cache chooses the set by address bits within a page (4 KiB), so runs of bytes at a stride start
+    gcd(stride, 4096) apart. Larger caches have more bits to choose by: there, the rule predicted misses that did not
+    show.
     """
     return min(1.0, channels * FP32_BYTES / math.gcd(pixel_channels * FP32_BYTES, PAGE_BYTES))
 
@@ -323,7 +336,9 @@ def _results_bytes(stage: Stage) -> int:
 
 
 def streamed_footprint(stage: Stage, operand_bytes: int = 0) -> Footprint:
-    """The compulsory bytes: everything read or written once. A map reads one operand of its size, and `operand_bytes` besides."""
+    """The compulsory bytes: everything read or written once. A map reads one operand of its size, and `operand_bytes`
+    besides.
+    """
     results, weights = _results_bytes(stage), 0
     match stage:
         case Convolution():

@@ -32,6 +32,7 @@ class Problem:
     Attributes:
         stage: what is computed, over the merged iteration space.
         anchor: the node that the stage stands for; None for elementwise regions.
+        input: the tensor that the anchor reads (before zero padding that the stage takes over); None without anchor.
         epilogue: elementwise and permute nodes after the anchor, in order.
         source: strides of the anchor's input over (batch, row, column, channel); empty without anchor.
         operands: strides over the iteration space of every other tensor that the region reads elementwise.
@@ -40,6 +41,7 @@ class Problem:
 
     stage: Stage
     anchor: fx.Node | None
+    input: fx.Node | None
     epilogue: tuple[fx.Node, ...]
     source: Strides
     operands: Mapping[fx.Node, Strides]
@@ -76,25 +78,36 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_s
 
     Raises UnsupportedRegionError with the reason where no stage covers it.
     """
-    nodes = computations(region)
-    first = nodes[0]
+    first, epilogue = anchor_of(region)
     anchor = None if first.target in OPERATIONS else first
     extents, axes, stage = _anchor_space(first, anchor is None)
-    epilogue = tuple(nodes if anchor is None else nodes[1:])
     all_axes = {anchor: axes} if anchor is not None else {}
     operands = _operands(epilogue, all_axes, axes, len(extents), strides)
     final_axes = all_axes.get(result(region), axes)
     result_in_space = _spread(final_axes, result_strides, ops.shape(result(region)), len(extents))
-    source = _source(anchor, stage, strides)
-    problem = Problem(stage, anchor, epilogue, source, operands, result_in_space)
+    tensor = None if anchor is None else unpadded(anchor.all_input_nodes[0])
+    source = () if tensor is None else _source(anchor, tensor, stage, strides)
+    problem = Problem(stage, anchor, tensor, epilogue, source, operands, result_in_space)
     return _merge(problem, extents)
+
+
+def anchor_of(region: fx.GraphModule) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """The first operator of a region that is no padding, and the nodes to evaluate elementwise: those after it, and it too
+    if it is elementwise itself."""
+    nodes = [node for node in computations(region) if not ops.Pad.matches(node)]
+    return nodes[0], tuple(nodes if nodes[0].target in OPERATIONS else nodes[1:])
+
+
+def unpadded(tensor: fx.Node) -> fx.Node:
+    """`tensor`, or what it was before it was padded."""
+    return ops.Pad.of(tensor).input if ops.Pad.matches(tensor) else tensor
 
 
 def copy_problem(value: fx.Node, source_strides: Strides, result_strides: Strides) -> Problem:
     """The loop nest that copies `value` from one layout to another."""
     shape = ops.shape(value)
     spread = [_spread(range(len(shape)), strides, shape, len(shape)) for strides in (source_strides, result_strides)]
-    return _merge(Problem(Map(shape), None, (), (), {value: spread[0]}, spread[1]), shape)
+    return _merge(Problem(Map(shape), None, None, (), (), {value: spread[0]}, spread[1]), shape)
 
 
 def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> tuple[int, ...]:
@@ -103,11 +116,11 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
     Stages with channels write channels innermost; an elementwise region keeps the order of the first operand that has the
     full shape. `strides` are those of the region's placeholders. Raises UnsupportedRegionError as `analyse` does.
     """
-    nodes = computations(region)
-    elementwise = nodes[0].target in OPERATIONS
-    extents, axes, _ = _anchor_space(nodes[0], elementwise)
-    all_axes = {} if elementwise else {nodes[0]: axes}
-    operands = _operands(nodes if elementwise else nodes[1:], all_axes, axes, len(extents), strides)
+    first, epilogue = anchor_of(region)
+    elementwise = first.target in OPERATIONS
+    extents, axes, _ = _anchor_space(first, elementwise)
+    all_axes = {} if elementwise else {first: axes}
+    operands = _operands(epilogue, all_axes, axes, len(extents), strides)
     along: Sequence[int] = range(len(extents))
     if elementwise:
         sizes = [dim for dim, extent in enumerate(extents) if extent != 1]
@@ -150,9 +163,11 @@ def _two(values: Sequence[int], fill: int) -> tuple[int, int]:
 
 def _convolution(anchor: fx.Node) -> Convolution:
     conv = ops.Conv.of(anchor)
-    source, out = ops.shape(conv.input), ops.shape(anchor)
+    source, out = ops.shape(unpadded(conv.input)), ops.shape(anchor)
     if len(source) != len(out):
         raise UnsupportedRegionError("a convolution without a batch dimension")
+    before = ops.Pad.of(conv.input).before[2:] if ops.Pad.matches(conv.input) else (0,) * len(conv.padding)
+    padding = [own + outer for own, outer in zip(conv.padding, before, strict=True)]
     in_height, in_width = _two(source[2:], 1)
     out_height, out_width = _two(out[2:], 1)
     return Convolution(
@@ -166,7 +181,7 @@ def _convolution(anchor: fx.Node) -> Convolution:
         conv.groups,
         _two(conv.kernel, 1),
         _two(conv.stride, 1),
-        _two(conv.padding, 0),
+        _two(padding, 0),
         _two(conv.dilation, 1),
     )
 
@@ -236,13 +251,10 @@ def _operands(
     return operands
 
 
-def _source(anchor: fx.Node | None, stage: Stage, strides: Mapping[fx.Node, Strides]) -> Strides:
-    """Strides of the anchor's input over its own dimensions, in the order of the iteration space."""
-    if anchor is None:
-        return ()
-    node = anchor.all_input_nodes[0]
-    shape, own = ops.shape(node), strides[node]
-    if isinstance(stage, Normalization) or ops.Linear.matches(anchor):
+def _source(anchor: fx.Node | None, tensor: fx.Node, stage: Stage, strides: Mapping[fx.Node, Strides]) -> Strides:
+    """Strides of the anchor's input `tensor` over its own dimensions, in the order of the iteration space."""
+    shape, own = ops.shape(tensor), strides[tensor]
+    if isinstance(stage, Normalization) or (anchor is not None and ops.Linear.matches(anchor)):
         return own
     return _spread(channel_axes(len(shape)), own, shape, 4)
 

@@ -14,8 +14,11 @@ from sepc.ir.origin import Origin, origin_of
 META_KEYS = frozenset({"sepc_origin", "sepc_region", "sepc_tiling", "sepc_layout"})
 
 
-def verify(graph_module: fx.GraphModule) -> None:
-    """Check `graph_module` and its regions against the IR contract; raises VerificationError at the first breach."""
+def verify(graph_module: fx.GraphModule, is_region: bool = False) -> None:
+    """Check `graph_module` and its regions against the IR contract; raises VerificationError at the first breach.
+
+    The one node that a region returns may be an operator with several results; a whole graph returns tensors.
+    """
     for node in graph_module.graph.nodes:
         _verify_meta(node)
         if node.op == "get_attr":
@@ -25,7 +28,7 @@ def verify(graph_module: fx.GraphModule) -> None:
         elif node.op == "call_module":
             _verify_region(graph_module, node)
         elif node.op == "output":
-            _verify_output(node)
+            _verify_output(node, is_region)
         elif node.op != "placeholder":
             raise _breach(node, f"an op of kind {node.op!r} has no place in the IR", "call an ATen overload instead")
 
@@ -121,11 +124,13 @@ def _verify_region(graph_module: fx.GraphModule, node: fx.Node) -> None:
     (result,) = region.graph.output_node().args
     if not isinstance(result, fx.Node):
         raise _breach(node, f"region {node.target!r} must return one tensor, and returns {result}")
-    verify(region)
+    verify(region, is_region=True)
 
 
-def _verify_output(node: fx.Node) -> None:
+def _verify_output(node: fx.Node, is_region: bool) -> None:
     (result,) = node.args
+    if is_region and isinstance(result, fx.Node) and _is_typed(result.meta.get("val")):
+        return
     results = (result,) if isinstance(result, fx.Node) else result
     if not isinstance(results, list | tuple):
         raise _breach(node, f"it returns {result!r}, not a flat tuple of tensors")

@@ -9,6 +9,8 @@ to it. A permute inside the chain is allowed where an elementwise operator follo
 
 Equation. Evaluating fₙ∘…∘f₁ on each vector of v₀ while it is in registers gives vₙ; v₀ … vₙ₋₁ are never stored.
 
+Zero padding of the image in front of a convolution belongs to its region: stages skip taps that fall outside.
+
 Preconditions. The chain is convex by construction: no vᵢ has another user, so nothing outside depends on it. Operands
 are computed before the last fᵢ, where the region is put. What no stage of ours covers becomes a region of its own, with
 the reason, and is run by TVM or PyTorch. Views stay outside: they cost nothing.
@@ -50,14 +52,28 @@ class Group:
         for node in list(graph_module.graph.nodes):
             if node.op != "call_function" or node in taken or not _computes(node):
                 continue
-            info = classify(node)
-            chain = [node, *epilogue(node)] if info.kernel == "sepc" and info.kind != "concatenation" else [node]
+            anchor = padded_convolution(node) or node
+            info = classify(anchor)
+            chain = [node] if anchor is node else [node, anchor]
+            if info.kernel == "sepc" and info.kind != "concatenation":
+                chain += epilogue(anchor)
             if info.reason:
                 context.note(self.name, node, info.reason)
             taken.update(chain)
             extract(graph_module, chain, f"region_{count}_{info.kind}", info, self.name)
             count += 1
         return count > 0
+
+
+def padded_convolution(node: fx.Node) -> fx.Node | None:
+    """The convolution that can read around the zeros which `node` pads its input with, if `node` does just that."""
+    user = _only_user(node)
+    if not ops.Pad.matches(node) or user is None or not ops.Conv.matches(user) or ops.Conv.of(user).input is not node:
+        return None
+    pad = ops.Pad.of(node)
+    spatial = pad.before[:2] == pad.after[:2] == (0, 0) and min(*pad.before, *pad.after) >= 0
+    zeros = pad.mode == "constant" and pad.value == 0
+    return user if spatial and zeros and classify(user).kernel == "sepc" else None
 
 
 def _computes(node: fx.Node) -> bool:

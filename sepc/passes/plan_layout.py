@@ -27,7 +27,7 @@ from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.layout import Layout, layout, same_strides
 from sepc.ir.origin import derive
-from sepc.ir.problem import channels_last_order, contiguous_strides, result_order
+from sepc.ir.problem import anchor_of, channels_last_order, contiguous_strides, result_order
 from sepc.ir.views import is_view, view_layout
 from sepc.passes.manager import PassContext
 
@@ -120,7 +120,7 @@ def _plan_region(node: fx.Node, copies: _Copies) -> None:
 
 def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
     """Whether the region's first operator loads vectors of neighbouring channels."""
-    anchor = region.computations(graph)[0]
+    anchor, _ = anchor_of(graph)
     if ops.Conv.matches(anchor):
         return ops.Conv.of(anchor).groups > 1
     return any(accessor.matches(anchor) for accessor in (ops.Pool, ops.Mean, ops.LayerNorm))

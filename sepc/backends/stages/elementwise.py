@@ -62,16 +62,6 @@ def _square(x: Expr) -> Expr:
     return x * x
 
 
-def _maximum(a: Expr, b: Expr) -> Expr:
-    a, b = T.Bind(a), T.Bind(b)
-    return tirx.Select(tirx.NE(a, a), a, tirx.max(a, b))
-
-
-def _minimum(a: Expr, b: Expr) -> Expr:
-    a, b = T.Bind(a), T.Bind(b)
-    return tirx.Select(tirx.NE(a, a), a, tirx.min(a, b))
-
-
 RULES: dict[OpOverload, Callable[..., Expr]] = {
     aten.add.Tensor: lambda a, b, alpha: a + _scaled(b, alpha, a),
     aten.add.Scalar: lambda a, b, alpha: a + _scaled(b, alpha, a),
@@ -82,8 +72,8 @@ RULES: dict[OpOverload, Callable[..., Expr]] = {
     aten.mul.Scalar: _times,
     aten.div.Tensor: _over,
     aten.div.Scalar: _over,
-    aten.maximum.default: _maximum,
-    aten.minimum.default: _minimum,
+    aten.maximum.default: math.maximum,
+    aten.minimum.default: math.minimum,
     aten.neg.default: lambda x: x * _scalar(-1, x),
     aten.abs.default: lambda x: tirx.abs(x),
     aten.square.default: _square,

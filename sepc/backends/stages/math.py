@@ -29,6 +29,16 @@ def clamp(x: Expr, low: float | None, high: float | None) -> Expr:
     return x if high is None else tirx.min(_like(high, x), x)
 
 
+def maximum(left: Expr, right: Expr) -> Expr:
+    """The larger of both; NaN where either is NaN, unlike `tirx.max`."""
+    return tirx.call_llvm_pure_intrin(left.ty.dtype, "llvm.maximum", left, right)
+
+
+def minimum(left: Expr, right: Expr) -> Expr:
+    """The smaller of both; NaN where either is NaN, unlike `tirx.min`."""
+    return tirx.call_llvm_pure_intrin(left.ty.dtype, "llvm.minimum", left, right)
+
+
 def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     result = _like(coefficients[0], x)
     for coefficient in coefficients[1:]:

@@ -16,6 +16,7 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages.dense import Sink
 from sepc.backends.stages.kernel import Frame, loop, tile_span
 from sepc.backends.stages.lanewise import channel_tiles, for_each_channel_group
+from sepc.backends.stages.math import maximum
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant
 from sepc.cost_model.tiling import LaneTiling
 from sepc.ir.stage import Pooling, ceil_div
@@ -78,7 +79,7 @@ class PoolingStage:
     def _window(self, batch: Index, row: Index, column: Index, channel: Index, widths: tuple[int, ...]) -> None:
         """Reduce one window for the channel vectors `widths` from `channel` on."""
         pool = self.pooling
-        combine: Callable[[Expr, Expr], Expr] = _maximum if pool.maximum else _add
+        combine: Callable[[Expr, Expr], Expr] = maximum if pool.maximum else _add
         registers = [Accumulator(lanes) for lanes in widths]
         for register in registers:
             register.set(constant(_LOWEST if pool.maximum else 0, register.lanes))
@@ -107,9 +108,3 @@ class PoolingStage:
 def _add(left: Expr, right: Expr) -> Expr:
     return left + right
 
-
-def _maximum(left: Expr, right: Expr) -> Expr:
-    """The larger of both; NaN if either is: `select(l > r, l, r)` keeps a NaN on the right, the test keeps one on the left."""
-    lanes = left.ty.dtype.lanes
-    larger = tirx.max(left, right)
-    return larger if lanes == 0 else tirx.Select(tirx.NE(left, left), left, larger)
