@@ -1,7 +1,6 @@
 """sepc: a compiler for convolutional PyTorch models.
 
-    fast = sepc.compile(model)
-    y = fast(x)
+``fast = sepc.compile(model)`` gives a callable: ``y = fast(x)`` is ``y = model(x)``, and compiles at the first call.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sepc.errors import BuildError, InputError, ModelError, SepcError, TargetError, VerificationError
 
 if TYPE_CHECKING:
-    from sepc._compile import compile
+    from sepc._compile import compile  # noqa: A004 -- the public name, as PyTorch's own
     from sepc.compiled import CompiledModel, RegionReport
     from sepc.target import Target
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sepc.backends.runtime import Executable
 
 
-def compile(
+def compile(  # noqa: A001 -- the public name, as PyTorch's own
     model: nn.Module | ExportedProgram,
     *,
     target: str | Target = "native",
@@ -37,7 +37,7 @@ def compile(
     Args:
         model: a module in eval mode, with float32 parameters on the CPU, or an ExportedProgram.
         target: "native", "x86-64-v3", "x86-64-v4" or "x86:<llvm cpu>".
-        example_inputs: positional arguments to compile for now; without them each new input shape compiles at its first call.
+        example_inputs: positional arguments to compile for now; else each new input shape compiles at its first call.
         num_threads: threads per call; by default those of ``torch.get_num_threads()`` at the call.
         shape_limit: how many input shapes may be compiled.
         verify_each: run the graph before and after every pass and compare the results.
@@ -128,7 +128,9 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: Executable) -> Reg
     cost = choice.cost if choice is not None and info.kernel == "sepc" else None
     values = [node, *node.all_input_nodes]
     values += [inner for inner in graph.graph.nodes if inner.op == "get_attr"]
-    moved = sum(ops.tensor(v).numel() * ops.dtype(v).itemsize for v in values if isinstance(v.meta["val"], torch.Tensor))
+    moved = sum(
+        ops.tensor(v).numel() * ops.dtype(v).itemsize for v in values if isinstance(v.meta["val"], torch.Tensor)
+    )
     return RegionReport(
         name=node.name,
         kind=info.kind,

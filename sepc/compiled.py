@@ -77,11 +77,8 @@ class CompiledModel:
         Raises InputError for arguments that do not fit, TargetError where this host cannot run the target, and what
         `sepc.compile` raises when the shapes are new.
         """
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        leaves = [_dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        key = (spec, *map(_signature, leaves))
-        specialization = self._specializations.get(key) or self._specialize(key, leaves, spec)
-        return specialization.run([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)], self.threads)
+        specialization, tensors = self._resolve(args, kwargs)
+        return specialization.run(tensors, self.threads)
 
     @property
     def threads(self) -> int:
@@ -90,9 +87,7 @@ class CompiledModel:
 
     def precompile(self, *args: Any, **kwargs: Any) -> None:
         """Compile for these arguments without running; raises what `__call__` raises."""
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        leaves = [_dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self._specialize((spec, *map(_signature, leaves)), leaves, spec)
+        self._resolve(args, kwargs)
 
     @property
     def regions(self) -> list[RegionReport]:
@@ -128,9 +123,9 @@ class CompiledModel:
 
     def profile(self, *args: Any, repeats: int = 50, **kwargs: Any) -> list[tuple[str, float]]:
         """Measured time of each region for these arguments: (name, median in microseconds), in execution order."""
-        self(*args, **kwargs)
-        tensors = [_dense(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        return list(self._compiled().executable.profile(tensors, self.threads, repeats).items())
+        specialization, tensors = self._resolve(args, kwargs)
+        specialization.run(tensors, self.threads)
+        return list(specialization.executable.profile(tensors, self.threads, repeats).items())
 
     def _compiled(self) -> Specialization:
         if self._latest is None:
@@ -140,6 +135,19 @@ class CompiledModel:
                 fix="call the model once, or pass example_inputs to sepc.compile",
             )
         return self._latest
+
+    def _resolve(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Specialization, list[torch.Tensor]]:
+        """The specialisation for these arguments, compiled if it is new, and their tensors as it takes them."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        leaves = [_dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        key = (spec, *map(_signature, leaves))
+        try:
+            known = self._specializations.get(key)
+        except TypeError as error:
+            raise InputError(
+                "An argument is neither a tensor nor a plain value", why=str(error), fix="pass tensors and numbers only"
+            ) from error
+        return known or self._specialize(key, leaves, spec), _tensors(leaves)
 
     def _specialize(self, key: Any, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Specialization:
         """Compile for a new signature, once even if several threads ask."""
@@ -185,14 +193,15 @@ def _ranks(leaves: Sequence[Any]) -> tuple[int, ...]:
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` if it is contiguous or channels-last, else a contiguous copy."""
+    """`tensor`, without its gradient, if it is contiguous or channels-last, else a contiguous copy."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
     if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
         return tensor
     return tensor.contiguous()
 
 
 def _signature(leaf: Any) -> Any:
-    """What a specialisation depends on: a tensor's type and strides, any other value itself."""
+    """What a specialisation depends on: a tensor's type and strides, any other value and its type (1 is not 1.0)."""
     if isinstance(leaf, torch.Tensor):
         return leaf.shape, leaf.dtype, leaf.device.type, leaf.is_contiguous()
-    return leaf
+    return type(leaf), leaf

@@ -50,8 +50,11 @@ def test_first_call_compiles_and_agrees_with_eager(small: nn.Module) -> None:
 def test_regions_describe_the_kernels(small: nn.Module) -> None:
     compiled = sepc.compile(small, example_inputs=(torch.randn(1, 3, 32, 32),))
     stem = compiled.regions[0]
-    assert stem.kind == "convolution" and stem.kernel == "sepc" and stem.ops[0].startswith("conv2d")
-    assert stem.tiling and stem.predicted_us > 0 and stem.flops == 2 * 16 * 27 * 16 * 16
+    assert (stem.kind, stem.kernel) == ("convolution", "sepc")
+    assert stem.ops[0].startswith("conv2d")
+    assert stem.tiling
+    assert stem.predicted_us > 0
+    assert stem.flops == 2 * 16 * 27 * 16 * 16
     assert stem.bytes_moved >= 4 * (3 * 32 * 32 + 16 * 27 + 16 * 16 * 16)
     assert {region.kernel for region in compiled.regions} == {"sepc"}
 
@@ -80,6 +83,16 @@ def test_profile_times_every_region(small: nn.Module) -> None:
     assert all(time_us > 0 for _, time_us in profile)
 
 
+def test_profile_is_of_the_shape_it_is_asked_for(small: nn.Module) -> None:
+    compiled = sepc.compile(small)
+    large, tiny = torch.randn(1, 3, 256, 256), torch.randn(1, 3, 8, 8)
+    compiled(large)
+    compiled(tiny)
+    assert sum(time for _, time in compiled.profile(large, repeats=3)) > 3 * sum(
+        time for _, time in compiled.profile(tiny, repeats=3)
+    )
+
+
 def test_compile_times_are_split_by_stage(small: nn.Module) -> None:
     compiled = sepc.compile(small, example_inputs=(torch.randn(1, 3, 32, 32),))
     assert list(compiled.compile_times) == ["capture", "passes", "lower", "kernels", "link"]
@@ -106,7 +119,8 @@ def test_nested_and_keyword_arguments_and_results_keep_their_structure() -> None
     compiled = sepc.compile(model)
     for keywords in ({}, {"scale": 2.0}, {"scale": 2.0, "bias": torch.randn(8)}):
         result, reference = compiled(pair, **keywords), model(pair, **keywords)
-        assert result.keys() == reference.keys() and result["name"] == "nested"
+        assert result.keys() == reference.keys()
+        assert result["name"] == "nested"
         assert agrees(result["total"], reference["total"])
         assert torch.equal(result["parts"][0], pair["both"][0])
         assert agrees(result["parts"][1][0], reference["parts"][1][0])
@@ -160,6 +174,20 @@ def test_new_shapes_compile_again_up_to_the_limit(small: nn.Module) -> None:
         compiled(torch.randn(1, 3, 48, 48))
 
 
+def test_numbers_of_another_type_compile_again() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+            return x * scale
+
+    compiled, x = sepc.compile(Scaled().eval()), torch.arange(4)
+    assert [compiled(x, scale).dtype for scale in (1, 1.0)] == [torch.int64, torch.float32]
+
+
+def test_an_argument_that_is_no_value_is_refused(small: nn.Module) -> None:
+    with pytest.raises(sepc.InputError, match="neither a tensor nor a plain value"):
+        sepc.compile(small)(torch.randn(1, 3, 32, 32).numpy())
+
+
 def test_threads_follow_pytorch_unless_given(small: nn.Module) -> None:
     assert sepc.compile(small, num_threads=1).threads == 1
     compiled = sepc.compile(small)
@@ -183,9 +211,7 @@ def test_several_python_threads_may_call_at_once(small: nn.Module) -> None:
     wrong: list[int] = []
 
     def call(index: int) -> None:
-        for _ in range(50):
-            if not agrees(compiled(inputs[index]), references[index]):
-                wrong.append(index)
+        wrong.extend(index for _ in range(50) if not agrees(compiled(inputs[index]), references[index]))
 
     workers = [threading.Thread(target=call, args=(index,)) for index in range(4)]
     for worker in workers:
@@ -205,7 +231,8 @@ def test_an_operator_without_kernel_runs_in_pytorch_and_says_so() -> None:
     compiled = sepc.compile(model)
     values, indices = compiled(x)
     expected = model(x)
-    assert agrees(values, expected[0]) and torch.equal(indices, expected[1])
+    assert agrees(values, expected[0])
+    assert torch.equal(indices, expected[1])
     fallback = [region for region in compiled.regions if region.kernel == "torch"]
     assert any("matmul" in region.reason or "bmm" in region.reason for region in fallback)
     assert any("topk" in region.reason for region in fallback)
@@ -235,7 +262,7 @@ def test_another_rank_is_refused(small: nn.Module) -> None:
 
 
 def test_an_integer_input_where_floats_are_needed_is_refused(small: nn.Module) -> None:
-    with pytest.raises(sepc.SepcError, match="(?i)float"):
+    with pytest.raises(sepc.SepcError, match=r"(?i)float"):
         sepc.compile(small)(torch.zeros(1, 3, 32, 32, dtype=torch.int64))
 
 
@@ -257,7 +284,7 @@ def test_missing_tvm_is_reported(small: nn.Module, monkeypatch: pytest.MonkeyPat
     for name in [name for name in sys.modules if name.startswith("sepc.backends")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tvm", None)
-    with pytest.raises(sepc.BuildError, match="TVM cannot be imported[\\s\\S]*pip install"):
+    with pytest.raises(sepc.BuildError, match=r"TVM cannot be imported[\s\S]*pip install"):
         sepc.compile(small)(torch.randn(1, 3, 32, 32))
 
 

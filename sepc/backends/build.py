@@ -1,7 +1,7 @@
 """From kernels to one shared library: object files by TVM, an entry point in C, one link.
 
-The entry point runs the kernels of a *segment* (a run of kernels with nothing on the host between them) one after the other inside
-a single OpenMP parallel region, with a barrier after each. OpenMP is the thread pool that PyTorch already has.
+The entry point runs the kernels of a *segment* (a run of kernels with nothing on the host between them) one after the
+other inside a single OpenMP parallel region, with a barrier after each. OpenMP is the thread pool that PyTorch has too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ def compile_function(function: Expr, target: Target) -> Expr:
 
 
 def entry_source(segments: Sequence[Sequence[KernelCall]], parameters: Mapping[str, int]) -> str:
-    """The C source of the entry point ``sepc_run`` over `segments`; `parameters` gives each kernel's number of pointers."""
+    """The C source of the entry point ``sepc_run`` over `segments`.
+
+    `parameters` gives the number of pointers of each kernel, by its symbol.
+    """
     lines = ["#include <omp.h>", "#include <stddef.h>", "#include <stdint.h>", ""]
     for symbol, count in sorted(parameters.items()):
         lines.append(f"int32_t {symbol}({'void*, ' * count}int32_t, int32_t);")
@@ -74,8 +77,9 @@ def entry_source(segments: Sequence[Sequence[KernelCall]], parameters: Mapping[s
         "typedef void (*segment_t)(char* const*, int32_t, int32_t, double*);",
         f"static const segment_t segments[] = {{{', '.join(f'segment_{i}' for i in range(len(segments))) or 'NULL'}}};",
         "",
-        "/* Runs segment number `segment` on `threads` threads. `blocks` are the base addresses of the memory blocks. If `stamps`",
-        "   is given, stamps[i] and stamps[i + 1] are the times in seconds before and after call number i. */",
+        "/* Runs segment number `segment` on `threads` threads. `blocks` are the base addresses of the memory blocks.",
+        "   If `stamps` is given, stamps[i] and stamps[i + 1] are the times in seconds before and after call number i,",
+        "   and `first` is the number of the segment's first call. */",
         "void sepc_run(int32_t segment, char* const* blocks, int32_t threads, double* stamps, int32_t first) {",
         "  if (stamps) stamps[first] = omp_get_wtime();",
         "  if (threads <= 1) {",
@@ -98,7 +102,8 @@ def link(objects: Sequence[Path], entry: str, directory: Path) -> Path:
     compiler = c_compiler()
     source, library = directory / "entry.c", directory / "model.so"
     source.write_text(entry)
-    command = [compiler, "-O1", "-fPIC", "-shared", "-fopenmp", "-o", str(library), str(source), *map(str, objects), "-lm"]
+    flags = ["-O1", "-fPIC", "-shared", "-fopenmp"]
+    command = [compiler, *flags, "-o", str(library), str(source), *map(str, objects), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()

@@ -1,7 +1,8 @@
 """A planned graph as a program: which kernels and host operators run in which order on which memory.
 
-Memory is a handful of blocks, each a base address: the arena, the constants, then the graph's inputs and the storages of its
-results. A kernel's argument is a block and an offset, so one table of addresses is all that changes from call to call.
+Memory is a handful of blocks, each a base address: the arena, the constants, then the graph's inputs and the storages
+of its results. A kernel's argument is a block and an offset, so one table of addresses is all that changes from call to
+call.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from sepc.backends import generic
 from sepc.backends.build import KernelCall, Pointer
 from sepc.backends.regions import LoweredKernel, lower, lower_concatenation
 from sepc.backends.stages.vector import Expr
+from sepc.cost_model.tiling import RowTiling
+from sepc.errors import VerificationError
 from sepc.ir import ops, region
-from sepc.ir.layout import layout, storage_elements
+from sepc.ir.layout import layout, same_strides, storage_elements
+from sepc.ir.problem import contiguous_strides
 from sepc.passes.choose_tiling import choice, region_problem
 from sepc.passes.plan_memory import ALIGNMENT_BYTES, MemoryPlan
 
@@ -116,13 +120,14 @@ class _Assembly:
             self.blocks[owner] = (ARENA, offset)
         for index, owner in enumerate(self.plan.results):
             self.blocks[owner] = (FIRST_INPUT + len(inputs) + index, 0)
-            program.storages.append(Storage(storage_elements(ops.shape(owner), layout(owner).strides), ops.dtype(owner)))
+            elements = storage_elements(ops.shape(owner), layout(owner).strides)
+            program.storages.append(Storage(elements, ops.dtype(owner)))
         for node in graph.nodes:
             if node.op == "get_attr":
                 self.blocks[node] = (CONSTANTS, self._constant(ops.constant(self.graph_module, node).detach().numpy()))
             elif region.is_region(node):
                 self._region(node)
-        program.results = [self._reference(node) for node in graph.output_node().args[0]]
+        program.results = list(map(self._reference, region.results(self.graph_module)))
         program.arena_bytes = self.scratch_offset + self.scratch_bytes
         return program
 
@@ -131,12 +136,12 @@ class _Assembly:
         first = self.program.number_of_calls
         symbols: tuple[str, ...] = ()
         if kind.kernel == "sepc":
-            kernel = self._lowered(node, graph)
-            self._kernel_call(kernel.name, kernel.function, [self._argument(node, a) for a in kernel.arguments])
-            symbols = (kernel.name,)
+            for kernel in self._lowered(node, graph):
+                self._kernel_call(kernel.name, kernel.function, [self._argument(node, a) for a in kernel.arguments])
+                symbols = (kernel.name,)
         else:
             lowered = generic.lower(graph, f"sepc_{node.name}", self.lanes)
-            if isinstance(lowered, generic.Rejection) or not self._is_dense(node) or _results_of(node)[1]:
+            if isinstance(lowered, generic.Rejection) or not _reads_densely(node) or _results_of(node)[1]:
                 self._host_call(node, graph)
             else:
                 node.meta["sepc_region"] = replace(kind, kernel="tvm")
@@ -144,25 +149,28 @@ class _Assembly:
         self.program.calls[node.name] = (first, self.program.number_of_calls)
         self.program.symbols[node.name] = symbols
 
-    def _lowered(self, node: fx.Node, graph: fx.GraphModule) -> LoweredKernel:
-        if region.info(node).kind == "concatenation":
-            given = [layout(value).strides for value in node.args if isinstance(value, fx.Node)]
-            return lower_concatenation(graph, given, layout(node).strides, self.lanes)
-        return lower(graph, region_problem(node, graph), choice(node).tiling, self.lanes)
-
-    def _is_dense(self, node: fx.Node) -> bool:
-        """Whether a region's inputs are as TVM's kernels read them: dense, in logical order."""
-        values = [value for value in node.args if isinstance(value, fx.Node)]
-        return all(torch.empty_strided(v.meta["val"].shape, layout(v).strides, device="meta").is_contiguous() for v in values)
+    def _lowered(self, node: fx.Node, graph: fx.GraphModule) -> list[LoweredKernel]:
+        """The kernel of a region; none for a concatenation whose inputs have all been written into their places."""
+        tiling = choice(node).tiling
+        if region.info(node).kind != "concatenation":
+            return [lower(graph, region_problem(node, graph), tiling, self.lanes)]
+        given = [None if layout(value).base is node else layout(value).strides for value in region.inputs(node)]
+        constants = len(given) < len(region.computations(graph)[0].all_input_nodes)
+        if not constants and not any(given):
+            return []
+        if not isinstance(tiling, RowTiling):
+            raise VerificationError("A tiling does not fit a concatenation", where=node.name, why=str(tiling))
+        return [lower_concatenation(graph, given, layout(node).strides, tiling, self.lanes)]
 
     # ---- calls
 
     def _kernel_call(self, symbol: str, function: Expr, arguments: Sequence[Pointer]) -> None:
-        steps = self.program.steps
-        if not steps or not isinstance(steps[-1], list):
-            steps.append([])
-        segment: Any = steps[-1]
-        segment.append(KernelCall(symbol, tuple(arguments), self.program.number_of_calls))
+        call = KernelCall(symbol, tuple(arguments), self.program.number_of_calls)
+        last = self.program.steps[-1] if self.program.steps else None
+        if isinstance(last, list):
+            last.append(call)
+        else:
+            self.program.steps.append([call])
         self.program.functions[symbol] = function
         self.program.parameters[symbol] = len(arguments)
         self.program.number_of_calls += 1
@@ -170,8 +178,7 @@ class _Assembly:
     def _generic_calls(self, node: fx.Node, lowered: generic.GenericRegion) -> tuple[str, ...]:
         """Add the kernels of a region that TVM lowered; its temporaries live behind the arena."""
         pointers: dict[str, Pointer] = {}
-        values = [value for value in node.args if isinstance(value, fx.Node)]
-        for key, value in zip(lowered.inputs, values, strict=True):
+        for key, value in zip(lowered.inputs, region.inputs(node), strict=True):
             pointers[key] = self._pointer(value)
         (pointers[lowered.outputs[0]],) = map(self._pointer, _results_of(node)[0])
         for key, array in lowered.constants.items():
@@ -187,7 +194,7 @@ class _Assembly:
         return tuple(kernel.name for kernel in lowered.kernels)
 
     def _host_call(self, node: fx.Node, graph: fx.GraphModule) -> None:
-        inputs = tuple(self._reference(value) for value in node.args if isinstance(value, fx.Node))
+        inputs = tuple(map(self._reference, region.inputs(node)))
         owners, positions = _results_of(node)
         results = tuple(map(self._reference, owners))
         self.program.steps.append(HostCall(graph, inputs, results, positions, self.program.number_of_calls))
@@ -199,8 +206,7 @@ class _Assembly:
         if argument is None:
             return self._pointer(node)
         if isinstance(argument, int):
-            value = node.args[argument]
-            return self._pointer(value)
+            return self._pointer(region.inputs(node)[argument])
         return Pointer(CONSTANTS, self._constant(argument))
 
     def _pointer(self, node: fx.Node) -> Pointer:
@@ -223,12 +229,18 @@ class _Assembly:
         return offset
 
 
+def _reads_densely(node: fx.Node) -> bool:
+    """Whether a region's inputs are as TVM's kernels read them: dense, in logical order."""
+    shaped = ((ops.shape(value), layout(value).strides) for value in region.inputs(node))
+    return all(same_strides(shape, strides, contiguous_strides(shape)) for shape, strides in shaped)
+
+
 def _results_of(node: fx.Node) -> tuple[list[fx.Node], tuple[int, ...] | None]:
     """The nodes that own the results of a region: itself, or the getitems on it with their positions in its tuple."""
     if isinstance(node.meta["val"], torch.Tensor):
         return [node], None
-    users = [user for user in node.users if isinstance(user.meta["val"], torch.Tensor)]
-    return users, tuple(int(str(user.args[1])) for user in users)
+    elements = region.elements(node)
+    return [user for _, user in elements], tuple(position for position, _ in elements)
 
 
 def _align(size: int) -> int:

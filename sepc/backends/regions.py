@@ -1,4 +1,4 @@
-"""From a region with its tiling to a kernel: the stage is emitted with the region's elementwise operators as its sink."""
+"""From a region with its tiling to a kernel: its stage is emitted with its elementwise operators as the sink."""
 
 from __future__ import annotations
 
@@ -97,9 +97,12 @@ def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) 
 
 
 def lower_concatenation(
-    region: fx.GraphModule, strides: Sequence[Strides], result_strides: Strides, lanes: int
+    region: fx.GraphModule, strides: Sequence[Strides | None], result_strides: Strides, tiling: RowTiling, lanes: int
 ) -> LoweredKernel:
-    """The kernel that copies the inputs of `region`, a single concatenation, next to each other."""
+    """The kernel that copies the inputs of `region`, a single concatenation, next to each other.
+
+    `strides` are those of the placeholders; None for one that its producer has already written into its place.
+    """
     cat = ops.Cat.of(computations(region)[0])
     given = dict(zip(placeholders(region), strides, strict=True))
     arguments = _Arguments(region)
@@ -107,9 +110,10 @@ def lower_concatenation(
     start = 0
     for node in cat.inputs:
         own = given[node] if node in given else tuple(ops.strides(node))
-        problem = copy_problem(node, own, result_strides)
-        name = arguments.tensor(node, problem.operands[node], _extents(problem))
-        pieces.append((problem, name, start * result_strides[cat.dim]))
+        if own is not None:
+            problem = copy_problem(node, own, result_strides)
+            name = arguments.tensor(node, problem.operands[node], _extents(problem))
+            pieces.append((problem, name, start * result_strides[cat.dim]))
         start += ops.shape(node)[cat.dim]
     out = arguments.result(storage_elements(ops.shape(result(region)), result_strides))
 
@@ -118,8 +122,7 @@ def lower_concatenation(
             (source_strides,) = problem.operands.values()
             source = Operand(frame.buffers[name], source_strides)
             target = Operand(frame.buffers[out], problem.result, offset)
-            emit = _map_emitter(problem, RowTiling(1), lanes, lambda at, n, read=source: read.load(at, n))
-            emit(frame, target)
+            _map_emitter(problem, tiling, lanes, source.load)(frame, target)
 
     return _finish(arguments, body)
 
@@ -169,9 +172,11 @@ def _anchor_emitter(problem: Problem, tiling: Tiling, lanes: int, source: str, a
         return finish
 
     if anchor is None and isinstance(tiling, RowTiling):
-        return lambda frame, expression, out: _map_emitter(
-            problem, tiling, lanes, lambda at, n: expression({}, at, n)
-        )(frame, out)
+
+        def emit_map(frame: Frame, expression: Expression, out: Operand) -> None:
+            _map_emitter(problem, tiling, lanes, lambda at, n: expression({}, at, n))(frame, out)
+
+        return emit_map
     if isinstance(stage, Convolution):
         return _convolution_emitter(problem, stage, tiling, lanes, source, arguments, sink)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
@@ -191,7 +196,9 @@ def _anchor_emitter(problem: Problem, tiling: Tiling, lanes: int, source: str, a
             frame.buffers.get(shift),
             sink(expression, out),
         ).emit(frame)
-    raise VerificationError("A tiling does not fit its stage", why=f"{type(tiling).__name__} for {type(stage).__name__}")
+    raise VerificationError(
+        "A tiling does not fit its stage", why=f"{type(tiling).__name__} for {type(stage).__name__}"
+    )
 
 
 def _convolution_emitter(

@@ -36,7 +36,9 @@ class Executable:
     _constants: torch.Tensor
     _arenas: list[torch.Tensor]
 
-    def run(self, inputs: Sequence[torch.Tensor], threads: int, stamps: ctypes.Array[Any] | None = None) -> list[torch.Tensor]:
+    def run(
+        self, inputs: Sequence[torch.Tensor], threads: int, stamps: ctypes.Array[Any] | None = None
+    ) -> list[torch.Tensor]:
         """The program's results for `inputs`, whose shapes, strides and dtypes must be those it was compiled for.
 
         `stamps`, if given, receives number_of_calls + 1 times in seconds; see `profile`.
@@ -100,9 +102,13 @@ def build(program: Program, target: Target) -> Executable:
 
 
 def _aligned(size_bytes: int) -> torch.Tensor:
-    """Uninitialised bytes that start at a multiple of 64."""
+    """Uninitialised bytes that start at a multiple of 64.
+
+    They outlive the call that asks for them, and must not become inference tensors, which are read-only to later calls.
+    """
     spare = 64
-    tensor = torch.empty(size_bytes + spare, dtype=torch.uint8)
+    with torch.inference_mode(mode=False):
+        tensor = torch.empty(size_bytes + spare, dtype=torch.uint8)
     skip = -tensor.data_ptr() % spare
     return tensor[skip : skip + size_bytes] if size_bytes else tensor[skip:]
 

@@ -41,15 +41,25 @@ SPILL_FACTOR: Final = 2.3
 UNROLLED_CHANNELS: Final = 8
 """Loops over at most so many input channels count as unrolled, several taps then sharing inputs in registers. Only 3
 channels were measured (slow) and 16 and more (not slow); the border between is a guess."""
-SPARE_REGISTERS: Final = 6
-"""Registers that the schedule of such an unrolled loop needs besides (3×3 and 7×7 stems with 3 input channels)."""
-SHARED_INPUT_FACTOR: Final = 0.035
-"""Slowdown per register that such a loop lacks (the same stems)."""
+SHARED_INPUTS_FREE: Final = 20
+SHARED_INPUT_FACTOR: Final = 0.026
+"""Such a loop slows down by this for each pair of a column and a tap shared with its neighbour beyond the free ones.
+
+This and the next two follow the timings of some 25 blocks of two stems (3×3 and 7×7, stride 2, 3 input channels), to
+which they were fitted by hand: 7×7 with 3 to 5 columns 1.0 to 1.2 times the quickest, 9 columns 1.7, 14 columns 2.4.
+"""
+SPARE_REGISTERS: Final = 5
+SPARE_REGISTER_FACTOR: Final = 0.05
+"""Slowdown of such a loop per register that it lacks beside the spare ones (3×3: 13×2 vectors 1.2, 14×2 1.3)."""
+SPARE_LANEWISE_REGISTERS: Final = 2
+"""Registers that lanewise blocks need besides: 7×4 and 14×2 vectors (3×3, 32 registers) were seen to access the stack,
+and took 0 to 25 % longer than 14×1, which did not.
+"""
 UNROLLED_BLOCKS: Final = 2
 """Loops over at most so many column blocks, of more in the row, make tight blocks spill (see `TIGHT_REGISTERS`)."""
 TIGHT_REGISTERS: Final = 3
 """Such blocks spill if fewer than so many registers are spare: 9×3 vectors in tasks of 1 block (54 vector accesses to
-the stack per inner iteration, none in tasks of 5), 6×4 in tasks of 2. (13×2 in tasks of 1 did not slow down, but counts.)
+the stack per inner iteration, none in tasks of 5), 6×4 in tasks of 2. (13×2 in tasks of 1 was not slower, but counts.)
 """
 
 
@@ -214,10 +224,12 @@ def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: 
     registers = columns * panel_vectors + panel_vectors + 1
     if registers > machine.vector_registers:
         return SPILL_FACTOR
-    overlap = (conv.kernel[1] - conv.stride[1]) * conv.group_in
+    overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
     if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS:
         return 1.0
-    return 1 + SHARED_INPUT_FACTOR * max(0, registers + overlap + SPARE_REGISTERS - machine.vector_registers)
+    lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
+    shared = max(0, columns * overlap - SHARED_INPUTS_FREE)
+    return 1 + SPARE_REGISTER_FACTOR * lacking + SHARED_INPUT_FACTOR * shared
 
 
 def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine) -> float:
@@ -259,7 +271,7 @@ def _lanewise_group_cycles(
     for segment, valid, distinct in _segments(conv, columns):
         iteration = max(sum(valid) * fma, (len(valid) + distinct * pieces) * load)
         per_tap_row = conv.group_in * iteration + KERNEL_ROW_CYCLES
-        registers = segment.columns * len(widths) + len(valid) + 1
+        registers = segment.columns * len(widths) + len(valid) + 1 + SPARE_LANEWISE_REGISTERS
         if registers > machine.vector_registers:
             per_tap_row += 2 * (registers - machine.vector_registers) / machine.stores_per_cycle
         multiplies = sum(valid) * len(widths) * conv.kernel[0] * conv.group_in

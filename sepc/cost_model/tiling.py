@@ -11,7 +11,8 @@ class DenseTiling:
 
     Attributes:
         columns: output columns held in registers.
-        panel: vector widths of one panel of output channels, e.g. (16, 16); the rest of the channels forms a narrower panel.
+        panel: vector widths of one panel of output channels, e.g. (16, 16); the rest of the channels forms a
+            narrower panel.
         rows: output rows per task.
         blocks: column blocks of the row's interior per task.
         panels: panels per task.
@@ -25,7 +26,8 @@ class DenseTiling:
 
     def __str__(self) -> str:
         panel = "+".join(map(str, self.panel))
-        return f"registers {self.columns}×({panel}), task {self.rows} rows × {self.blocks} blocks × {self.panels} panels"
+        task = f"{self.rows} rows × {self.blocks} blocks × {self.panels} panels"
+        return f"registers {self.columns}×({panel}), task {task}"
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,7 @@ GRADUAL_OVERFLOW: Final = 1.7
 
 
 class Extents(NamedTuple):
-    """How far the axes of a stage extend, in elements; `taps` are kernel rows and columns. Channels are those of one
-    group.
-    """
+    """How far the axes of a stage extend, in elements; channels are those of one group."""
 
     batch: int = 1
     groups: int = 1
@@ -51,8 +49,8 @@ class Extents(NamedTuple):
 class Footprint(NamedTuple):
     """Bytes of the operands of a stage: `activations` and `weights` are read, `results` are written.
 
-    `set_share` is the part of a cache's sets that the activations can fall into; `run_bytes` are contiguous in each
-    pixel. (A named tuple, as the search makes many.)
+    `set_share` is the part of a first-level cache's sets that the activations can fall into; `strip` says that they
+    are only some of the channels of each pixel. (A named tuple, as the search makes many.)
     """
 
     activations: float
@@ -89,8 +87,7 @@ class Nest:
     share: float
 
     def into_cache(self, capacity_bytes: float, *, first_level: bool = False) -> Footprint:
-        """Bytes that one thread fetches into (and stores through) a cache of `capacity_bytes`; nothing if all of it
-        fits.
+        """Bytes that one thread fetches into (or stores through) a cache of `capacity_bytes`; none if all of it fits.
 
         In the first level, activations need the more room the fewer of the cache's sets they fall into.
         """

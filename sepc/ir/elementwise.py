@@ -1,6 +1,7 @@
 """Which ATen operators are elementwise, and what they cost. The backends have a rule for each of them.
 
-The cost is in vector instructions per vector of results, roughly: 1 for an addition, 10 and more where a polynomial is evaluated.
+The cost is in vector instructions per vector of results, roughly: 1 for an addition, 10 and more where a polynomial is
+evaluated.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ def is_elementwise(node: fx.Node) -> bool:
         return False
     tensors = [argument for argument in node.all_input_nodes if "val" in argument.meta]
     return all(ops.dtype(tensor) == torch.float32 for tensor in (node, *tensors))
+
+
+def instructions(node: fx.Node) -> int:
+    """Vector instructions per vector of results that `node` takes; 0 for an operator that is not elementwise."""
+    return OPERATIONS.get(node.target, 0) if isinstance(node.target, OpOverload) else 0
 
 
 def broadcasts(operand: tuple[int, ...], result: tuple[int, ...]) -> bool:

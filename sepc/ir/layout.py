@@ -34,7 +34,7 @@ def layout(node: fx.Node) -> Layout:
 
 
 def same_strides(shape: Sequence[int], left: Sequence[int], right: Sequence[int]) -> bool:
-    """Whether both strides address the same elements; strides of dimensions of size 1, or of an empty tensor, do not matter."""
+    """Whether both address the same elements; strides of dimensions of size 1, or of an empty tensor, do not matter."""
     if 0 in shape:
         return True
     return all(size == 1 or a == b for size, a, b in zip(shape, left, right, strict=True))

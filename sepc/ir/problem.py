@@ -1,8 +1,9 @@
 """From a region and the strides of its tensors to a loop nest: what the cost model costs and the backends emit.
 
-Every region of ours iterates over the elements of its result. The iteration space has the dimensions (batch, row, column,
-channel) for stages with channels, and as many as needed for elementwise regions; each tensor is an array of strides over it.
-Dimensions along which all tensors advance alike are merged, so that a pointwise convolution or linear layer sees one long row.
+Every region of ours iterates over the elements of its result. The iteration space has the dimensions (batch, row,
+column, channel) for stages with channels, and as many as needed for elementwise regions; each tensor is an array of
+strides over it. Dimensions along which all tensors advance alike are merged, so that a pointwise convolution or linear
+layer sees one long row.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from sepc.ir import ops
-from sepc.ir.elementwise import OPERATIONS
+from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.region import computations, result
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
 
@@ -50,11 +51,11 @@ class Problem:
     @property
     def epilogue_cost(self) -> int:
         """Vector instructions per vector of results that the epilogue takes."""
-        return sum(OPERATIONS.get(node.target, 0) for node in self.epilogue)  # type: ignore[arg-type]
+        return sum(map(instructions, self.epilogue))
 
 
 def contiguous_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> Strides:
-    """Dense strides of `shape`, with dimensions laid out in memory in `order`, outermost first (default: as they come)."""
+    """Dense strides of `shape`, its dimensions lying in memory in `order`, outermost first (else as they come)."""
     strides = [0] * len(shape)
     step = 1
     for dim in reversed(order if order is not None else range(len(shape))):
@@ -92,8 +93,10 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_s
 
 
 def anchor_of(region: fx.GraphModule) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-    """The first operator of a region that is no padding, and the nodes to evaluate elementwise: those after it, and it too
-    if it is elementwise itself."""
+    """The first operator of a region that is no padding, and the nodes to evaluate elementwise.
+
+    These are the ones after it, and it too if it is elementwise itself.
+    """
     nodes = [node for node in computations(region) if not ops.Pad.matches(node)]
     return nodes[0], tuple(nodes if nodes[0].target in OPERATIONS else nodes[1:])
 
@@ -113,8 +116,8 @@ def copy_problem(value: fx.Node, source_strides: Strides, result_strides: Stride
 def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> tuple[int, ...]:
     """In which order, outermost first, the dimensions of the region's result should lie in memory.
 
-    Stages with channels write channels innermost; an elementwise region keeps the order of the first operand that has the
-    full shape. `strides` are those of the region's placeholders. Raises UnsupportedRegionError as `analyse` does.
+    Stages with channels write channels innermost; an elementwise region keeps the order of the first operand that has
+    the full shape. `strides` are those of the region's placeholders. Raises UnsupportedRegionError as `analyse` does.
     """
     first, epilogue = anchor_of(region)
     elementwise = first.target in OPERATIONS
@@ -133,7 +136,7 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
 
 
 def _anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage]:
-    """Extents of the iteration space, the iteration dimension of each logical dimension of the anchor's result, the stage."""
+    """Extents of the iteration space, which of its dimensions each of the anchor's result runs along, and the stage."""
     shape = ops.shape(anchor)
     plain = tuple(range(len(shape)))
     if elementwise:
@@ -215,7 +218,7 @@ def _pooling(anchor: fx.Node) -> Pooling:
 
 
 def _spread(axes: Sequence[int], strides: Sequence[int], shape: Sequence[int], rank: int) -> Strides:
-    """Strides over an iteration space of `rank` dimensions of a tensor whose logical dimension d runs along `axes[d]`."""
+    """Strides over an iteration space of `rank` dimensions of a tensor whose dimension d runs along `axes[d]`."""
     spread = [0] * rank
     offset = len(axes) - len(shape)
     for dim, (size, stride) in enumerate(zip(shape, strides, strict=True)):
@@ -262,29 +265,38 @@ def _source(anchor: fx.Node | None, tensor: fx.Node, stage: Stage, strides: Mapp
 def _merge(problem: Problem, extents: Sequence[int]) -> Problem:
     """Merge iteration dimensions along which all tensors advance alike, as far as the stage allows."""
     stage = problem.stage
-    if isinstance(stage, Pooling) or (isinstance(stage, Convolution) and not _is_pointwise(stage)):
-        return problem
-    tensors = [problem.result, *problem.operands.values()]
     if isinstance(stage, Map):
-        order = sorted(range(len(extents)), key=lambda dim: (extents[dim] != 1, problem.result[dim]), reverse=True)
-        order = [dim for dim in order if extents[dim] != 1]
-        merged, rows = _collapse([extents[d] for d in order], [tuple(t[d] for d in order) for t in tensors])
-        merged, rows = (merged, rows) if merged else ((1,), [(1,)] * len(tensors))
-        operands = dict(zip(problem.operands, rows[1:], strict=True))
-        operations = max(1, problem.epilogue_cost)
-        return replace(problem, stage=Map(tuple(merged), operations), operands=operands, result=rows[0])
-    *pixels, channels = extents
-    tensors.append(problem.source)
-    merged, rows = _collapse(pixels, [t[:-1] for t in tensors])
+        return _merge_all(problem, extents)
+    if isinstance(stage, Normalization) or (isinstance(stage, Convolution) and _is_pointwise(stage)):
+        return _merge_pixels(problem, extents[:-1])
+    return problem
+
+
+def _merge_all(problem: Problem, extents: Sequence[int]) -> Problem:
+    """Merge the dimensions of an elementwise problem, in the order in which its result lies in memory."""
+    order = [dim for dim in range(len(extents)) if extents[dim] != 1]
+    order.sort(key=lambda dim: problem.result[dim], reverse=True)
+    tensors = [problem.result, *problem.operands.values()]
+    merged, rows = _collapse([extents[d] for d in order], [tuple(t[d] for d in order) for t in tensors])
+    if not merged:
+        merged, rows = [1], [(1,) for _ in tensors]
+    operands = dict(zip(problem.operands, rows[1:], strict=True))
+    stage = Map(tuple(merged), max(1, problem.epilogue_cost))
+    return replace(problem, stage=stage, operands=operands, result=rows[0])
+
+
+def _merge_pixels(problem: Problem, pixels: Sequence[int]) -> Problem:
+    """Merge the dimensions before the channels of a stage that treats every pixel alike; pad them to three."""
+    stage = problem.stage
+    tensors = [problem.result, *problem.operands.values(), problem.source]
+    merged, rows = _collapse(pixels, [strides[:-1] for strides in tensors])
     if len(merged) > (1 if isinstance(stage, Normalization) else 3):
         raise UnsupportedRegionError("its tensors advance differently along too many dimensions")
     padding = 3 - len(merged)
-    full = (1,) * padding + tuple(merged)
-    spread = [(0,) * padding + row + (tensor[-1],) for row, tensor in zip(rows, tensors, strict=True)]
+    batch, height, width = (1,) * padding + tuple(merged)
+    spread = [(0,) * padding + row + (strides[-1],) for row, strides in zip(rows, tensors, strict=True)]
     if isinstance(stage, Convolution):
-        stage = replace(
-            stage, batch=full[0], in_height=full[1], out_height=full[1], in_width=full[2], out_width=full[2]
-        )
+        stage = replace(stage, batch=batch, in_height=height, out_height=height, in_width=width, out_width=width)
     operands = dict(zip(problem.operands, spread[1:-1], strict=True))
     return replace(problem, stage=stage, source=spread[-1], operands=operands, result=spread[0])
 
@@ -294,7 +306,7 @@ def _is_pointwise(stage: Convolution) -> bool:
 
 
 def _collapse(extents: Sequence[int], tensors: Sequence[Strides]) -> tuple[list[int], list[Strides]]:
-    """Merge neighbouring dimensions (a, b) wherever every tensor has stride_a = stride_b · extent_b; drop those of size 1."""
+    """Merge dimensions (a, b) next to each other where all tensors have stride_a = stride_b · extent_b; drop size 1."""
     merged: list[int] = []
     rows: list[list[int]] = [[] for _ in tensors]
     for dim, extent in enumerate(extents):

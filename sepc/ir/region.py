@@ -1,7 +1,8 @@
-"""Regions: the unit of code generation. A region is a ``call_module`` node whose submodule is a small graph of ATen ops."""
+"""Regions: the unit of code generation. A region is a ``call_module`` node whose submodule is a small ATen graph."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -49,7 +50,9 @@ def submodule(graph_module: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
     """The graph of the region that `node` calls; raises VerificationError if there is none."""
     found = getattr(graph_module, str(node.target), None)
     if not isinstance(found, fx.GraphModule):
-        raise VerificationError("A region has no graph", where=node.name, why=f"the module has no submodule {node.target!r}")
+        raise VerificationError(
+            "A region has no graph", where=node.name, why=f"the module has no submodule {node.target!r}"
+        )
     return found
 
 
@@ -58,6 +61,28 @@ def regions(graph_module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphMod
     for node in graph_module.graph.nodes:
         if is_region(node):
             yield node, submodule(graph_module, node)
+
+
+def inputs(node: fx.Node) -> list[fx.Node]:
+    """The values that a region's node is called with, one per placeholder of its graph."""
+    return [value for value in node.args if isinstance(value, fx.Node)]
+
+
+def elements(node: fx.Node) -> list[tuple[int, fx.Node]]:
+    """The results taken from a region with several: each with its position in the tuple that the region returns."""
+    taken = []
+    for user in node.users:
+        position = user.args[1] if user.target is operator.getitem else None
+        if isinstance(position, int) and isinstance(user.meta["val"], torch.Tensor):
+            taken.append((position, user))
+    return taken
+
+
+def results(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that a whole graph returns, in order; one may come several times."""
+    (returned,) = graph_module.graph.output_node().args
+    values = returned if isinstance(returned, list | tuple) else (returned,)
+    return [value for value in values if isinstance(value, fx.Node)]
 
 
 def placeholders(region: fx.GraphModule) -> list[fx.Node]:
@@ -72,8 +97,7 @@ def computations(region: fx.GraphModule) -> list[fx.Node]:
 
 def result(region: fx.GraphModule) -> fx.Node:
     """The node that a region's graph returns."""
-    output = next(node for node in region.graph.nodes if node.op == "output")
-    value = output.args[0]
+    (value,) = region.graph.output_node().args
     if not isinstance(value, fx.Node):
         raise VerificationError("A region returns one node", where=str(value))
     return value
@@ -84,13 +108,13 @@ def extract(
 ) -> fx.Node:
     """Move `nodes` (in execution order, the last one being the only one used outside) into a region called `name`.
 
-    Constants that the nodes read move along; other inputs become the region's placeholders. Returns the region's node, which
-    stands where the last of `nodes` stood.
+    Constants that the nodes read move along; other inputs become the region's placeholders. Returns the region's node,
+    which stands where the last of `nodes` stood.
     """
     inner = fx.Graph()
     owner = torch.nn.Module()
     copies: dict[fx.Node, fx.Node] = {}
-    inputs: list[fx.Node] = []
+    outer: list[fx.Node] = []
     members = set(nodes)
     for node in nodes:
         for argument in node.all_input_nodes:
@@ -100,7 +124,7 @@ def extract(
                 setattr(owner, str(argument.target), getattr(graph_module, str(argument.target)))
                 copies[argument] = inner.node_copy(argument)
             else:
-                inputs.append(argument)
+                outer.append(argument)
                 copies[argument] = inner.placeholder(argument.name)
                 copies[argument].meta = _inherited(argument.meta)
     for node in nodes:
@@ -112,7 +136,7 @@ def extract(
             first = next(iter(inner.nodes))
             if node is not first:
                 first.prepend(node)
-    return _install(graph_module, fx.GraphModule(owner, inner), nodes, inputs, name, region_info, pass_name)
+    return _install(graph_module, fx.GraphModule(owner, inner), nodes, outer, name, region_info, pass_name)
 
 
 def _inherited(meta: Mapping[str, object]) -> dict[str, object]:
@@ -123,7 +147,7 @@ def _install(
     graph_module: fx.GraphModule,
     region: fx.GraphModule,
     nodes: Sequence[fx.Node],
-    inputs: Sequence[fx.Node],
+    outer: Sequence[fx.Node],
     name: str,
     region_info: RegionInfo,
     pass_name: str,
@@ -131,7 +155,7 @@ def _install(
     graph_module.add_submodule(name, region)
     last = nodes[-1]
     with graph_module.graph.inserting_after(last):
-        call = graph_module.graph.call_module(name, tuple(inputs))
+        call = graph_module.graph.call_module(name, tuple(outer))
     call.meta.update(val=last.meta["val"], sepc_region=region_info, sepc_origin=derive(pass_name, nodes))
     last.replace_all_uses_with(call)
     for node in reversed(nodes):

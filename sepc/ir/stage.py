@@ -46,7 +46,10 @@ class ColumnSegment:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution, pointwise, dense, grouped or depthwise. `padding` is (top, left); kernel, stride, dilation are (rows, columns)."""
+    """A convolution, pointwise, dense, grouped or depthwise.
+
+    `padding` is (top, left); kernel, stride and dilation are (rows, columns).
+    """
 
     batch: int
     in_height: int
@@ -95,7 +98,7 @@ class Convolution:
         return 0 <= column * self.stride[1] - self.padding[1] + tap * self.dilation[1] < self.in_width
 
     def column_segments(self, block: int) -> tuple[ColumnSegment, ...]:
-        """Cover the output row by blocks of `block` columns: borders one by one, the interior as a loop, then the rest."""
+        """Cover the output row by blocks of `block` columns: the border, the interior as a loop, then the rest."""
         block = min(block, self.out_width)
         last_tap = self.kernel[1] - 1
         first_inside = ceil_div(self.padding[1], self.stride[1])
@@ -122,9 +125,9 @@ class Convolution:
 class Pooling:
     """A window reduction (average or maximum) per channel, regular or adaptive.
 
-    An adaptive window of output row i spans the input rows from floor(i·H/OH) to ceil((i+1)·H/OH), columns alike; kernel, stride
-    and padding are then unused. An average divides by `divisor` if given, else by the size of its window: clipped to the padded
-    input if `include_padding`, else to the input itself.
+    An adaptive window of output row i spans the input rows from floor(i·H/OH) to ceil((i+1)·H/OH), columns alike;
+    kernel, stride and padding are then unused. An average divides by `divisor` if given, else by the size of its
+    window: clipped to the padded input if `include_padding`, else to the input itself.
     """
 
     batch: int

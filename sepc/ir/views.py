@@ -6,6 +6,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from sepc.errors import VerificationError
+
 aten = torch.ops.aten
 
 VIEWS: frozenset[OpOverload] = frozenset(
@@ -41,10 +43,12 @@ def view_layout(
 
     None where no such view exists and the data must be copied first. PyTorch itself decides, on a tensor without data.
     """
+    if not isinstance(node.target, OpOverload):
+        raise VerificationError("Not a view", where=node.name, why=f"it calls {node.target}")
     source = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
     arguments = [source if argument is node.all_input_nodes[0] else argument for argument in node.args]
     try:
-        view = node.target(*arguments, **node.kwargs)  # type: ignore[operator]
+        view = node.target(*arguments, **node.kwargs)
     except RuntimeError:
         return None
     return tuple(view.stride()), offset + int(view.storage_offset())

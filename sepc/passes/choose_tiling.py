@@ -4,8 +4,8 @@ Pattern. A region whose values have layouts: its loop nest follows from its oper
 
 Equation. tiling(region) = argmin over legal tilings of predicted time on the machine with the given number of threads.
 
-Preconditions. A stage covers the region. Where none does (its tensors advance too differently to be one loop nest) the region
-is handed to PyTorch, with the reason.
+Preconditions. A stage covers the region. Where none does (its tensors advance too differently to be one loop nest) the
+region is handed to PyTorch, with the reason.
 
     region_0_convolution            →    region_0_convolution, meta["sepc_tiling"] = Choice(tiling, cost)
 """
@@ -22,8 +22,8 @@ from sepc.cost_model.search import Choice, choose
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.layout import layout
-from sepc.ir.problem import Problem, UnsupportedRegionError, analyse
-from sepc.ir.stage import Map
+from sepc.ir.problem import Problem, UnsupportedRegionError, analyse, copy_problem
+from sepc.ir.stage import Map, Stage
 from sepc.passes.manager import PassContext
 
 BYTES_PER_FLOAT = 4
@@ -63,15 +63,23 @@ def choice(node: fx.Node) -> Choice:
 
 def region_problem(node: fx.Node, graph: fx.GraphModule) -> Problem:
     """The loop nest of the region that `node` calls, with the strides planned for its tensors."""
-    given = [layout(value).strides for value in node.args if isinstance(value, fx.Node)]
+    given = [layout(value).strides for value in region.inputs(node)]
     return analyse(graph, dict(zip(region.placeholders(graph), given, strict=True)), layout(node).strides)
+
+
+def _largest_copy(node: fx.Node) -> Stage:
+    """The largest of the copies that a concatenation makes, whose tiling serves for all; one element if it makes none."""
+    copies: list[Stage] = [
+        copy_problem(value, layout(value).strides, layout(node).strides).stage
+        for value in region.inputs(node)
+        if layout(value).base is not node
+    ]
+    return max(copies, key=lambda copy: copy.flops, default=Map((1,)))
 
 
 def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int) -> Choice:
     if region.info(node).kind == "concatenation":
-        return choose(Map((ops.tensor(node).numel(),)), machine, threads)
+        return choose(_largest_copy(node), machine, threads)
     problem = region_problem(node, graph)
     operand_bytes = sum(BYTES_PER_FLOAT * ops.tensor(operand).numel() for operand in problem.operands)
-    return choose(
-        problem.stage, machine, threads, epilogue_cost=problem.epilogue_cost, operand_bytes=operand_bytes
-    )
+    return choose(problem.stage, machine, threads, epilogue_cost=problem.epilogue_cost, operand_bytes=operand_bytes)

@@ -1,12 +1,7 @@
 """Fold inference batch normalisation, and per-channel scales and shifts, into neighbouring weights.
 
-Pattern: a chain of affine steps, each with one user, along one channel dimension: ``batch_norm`` with constant
-statistics, or add, sub, mul, div by a number or by a constant that varies along one dimension only. In float64,
-
-    batch_norm(x) = s·x + t    with  s = γ / √(σ² + ε),  t = β - μ·s        (per channel)
-    s₂·(s₁·x + t₁) + t₂ = (s₂s₁)·x + (s₂t₁ + t₂)
-
-so a chain is one pair (s, t), and for a convolution or linear with weight W, bias b:
+Pattern: a chain of affine steps along one channel dimension, s·x + t (`sepc.passes.affine`), next to a convolution or
+linear with weight W, bias b. In float64,
 
     before the chain:  s·(W∗x + b) + t = (s·W)∗x + (s·b + t)                s, t per output channel
     after the chain:   W∗(s·x + t) + b = (W·s)∗x + (b + Σ W·t)              s, t per input channel
@@ -27,28 +22,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sepc.ir.ops import BatchNorm, Binary, Conv, Linear, Permute, aten, constant, dtype, is_constant, shape
+from sepc.ir.ops import BatchNorm, Conv, Linear, Permute, aten, constant, is_constant, shape
+from sepc.passes.affine import Affine, build_affine, continues, read_chain, read_step
 from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
 
 if TYPE_CHECKING:
     from torch import fx
-
-
-@dataclass(frozen=True)
-class Affine:
-    """``scale * input + shift`` in float64: vectors along dimension `dim`, or numbers where `dim` is None."""
-
-    input: fx.Node
-    dim: int | None
-    scale: torch.Tensor
-    shift: torch.Tensor
-    nodes: tuple[fx.Node, ...]
-
-    def after(self, first: Affine) -> Affine:
-        """This step applied to the result of `first`."""
-        dim = self.dim if self.dim is not None else first.dim
-        shift = self.scale * first.shift + self.shift
-        return Affine(first.input, dim, self.scale * first.scale, shift, (*first.nodes, *self.nodes))
 
 
 @dataclass(frozen=True)
@@ -64,7 +43,7 @@ class FoldBatchNorm:
             step = read_step(node, graph_module)
             if isinstance(step, Rejection):
                 context.note(self.name, node, step.reason)
-            elif step is not None and not _continues(node, step, graph_module):
+            elif step is not None and not continues(node, step, graph_module):
                 chain = read_chain(step, graph_module)
                 build = Rewriter(graph_module, self.name, mode, node, chain.nodes)
                 changed |= self._fold(node, chain, build, context)
@@ -83,85 +62,9 @@ class FoldBatchNorm:
         is_norm = any(BatchNorm.matches(one) for one in chain.nodes)
         if is_norm or before.near or after.near:
             context.note(self.name, node, f"{before.reason}; {after.reason}")
-        if not is_norm and len(chain.nodes) <= _is_scaled(chain) + _is_shifted(chain):
+        if not is_norm and len(chain.nodes) <= chain.is_scaled + chain.is_shifted:
             return False
         return replace(node, build, lambda: build_affine(chain, build)) is None
-
-
-def read_step(node: fx.Node, module: fx.GraphModule) -> Affine | Rejection | None:
-    """`node` as one affine step; None if it is none, a rejection if it is a batch norm with computed statistics."""
-    return _read_norm(node, module) if BatchNorm.matches(node) else _read_binary(node, module)
-
-
-def _read_norm(node: fx.Node, module: fx.GraphModule) -> Affine | Rejection:
-    norm = BatchNorm.of(node)
-    parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    if not all(one is None or is_constant(one) for one in parameters):
-        return Rejection("its statistics or parameters are computed at run time")
-    mean, variance = (constant(module, one).double() for one in (norm.running_mean, norm.running_var))
-    weight, bias = (0.0 if one is None else constant(module, one).double() for one in (norm.weight, norm.bias))
-    scale = torch.rsqrt(variance + norm.eps) * (1.0 if norm.weight is None else weight)
-    return Affine(norm.input, 1, scale, bias - mean * scale, (node,))
-
-
-def _read_binary(node: fx.Node, module: fx.GraphModule) -> Affine | None:
-    if not Binary.matches(node) or dtype(node) != torch.float32 or is_constant(Binary.of(node).input):
-        return None
-    binary = Binary.of(node)
-    if shape(binary.input) != shape(node) or dtype(binary.input) != torch.float32:
-        return None
-    found = _operand(binary.other, module, len(shape(node)))
-    if found is None:
-        return None
-    dim, value = found
-    one, zero = torch.ones_like(value), torch.zeros_like(value)
-    if binary.kind in ("mul", "div"):
-        return Affine(binary.input, dim, value if binary.kind == "mul" else one / value, zero, (node,))
-    sign = binary.alpha if binary.kind == "add" else -binary.alpha
-    return Affine(binary.input, dim, one, sign * value, (node,))
-
-
-def _operand(other: fx.Node | int | float, module: fx.GraphModule, rank: int) -> tuple[int | None, torch.Tensor] | None:
-    """A constant operand as (dimension of the result along which it varies, its values); None for any other operand."""
-    if isinstance(other, int | float):
-        return None, torch.tensor(float(other), dtype=torch.float64)
-    sizes = shape(other)
-    varying = [dim for dim, size in enumerate(sizes) if size > 1]
-    if not is_constant(other) or len(varying) > 1:
-        return None
-    value = constant(module, other).double()
-    return (varying[0] + rank - len(sizes), value.flatten()) if varying else (None, value.reshape(()))
-
-
-def _compatible(first: Affine, second: Affine) -> bool:
-    return first.dim is None or second.dim is None or first.dim == second.dim
-
-
-def _continues(node: fx.Node, step: Affine, module: fx.GraphModule) -> bool:
-    """Whether the only user of `node` is a step that the chain goes on with."""
-    if len(node.users) != 1:
-        return False
-    following = read_step(next(iter(node.users)), module)
-    return isinstance(following, Affine) and following.input is node and _compatible(step, following)
-
-
-def read_chain(last: Affine, module: fx.GraphModule) -> Affine:
-    """The longest chain that ends with step `last`."""
-    chain = last
-    while len(chain.input.users) == 1:
-        step = read_step(chain.input, module)
-        if not isinstance(step, Affine) or not _compatible(step, chain):
-            break
-        chain = chain.after(step)
-    return chain
-
-
-def _is_scaled(chain: Affine) -> bool:
-    return bool((chain.scale != 1).any())
-
-
-def _is_shifted(chain: Affine) -> bool:
-    return bool((chain.shift != 0).any())
 
 
 def fold_before(node: fx.Node, chain: Affine, build: Rewriter) -> Rejection | None:
@@ -208,7 +111,7 @@ def fold_after(node: fx.Node, chain: Affine, build: Rewriter) -> Rejection | Non
     channel = 1 if isinstance(layer, Conv) else len(shape(node)) - 1
     if chain.dim not in (None, channel):
         return Rejection(f"it varies along dimension {chain.dim}, and {consumer.name} sums over dimension {channel}")
-    if isinstance(layer, Conv) and any(layer.padding) and _is_shifted(chain):
+    if isinstance(layer, Conv) and any(layer.padding) and chain.is_shifted:
         return Rejection(f"{consumer.name} pads with zeros after the shift")
     weight, bias = _weights(build, layer)
     groups = layer.groups if isinstance(layer, Conv) else 1
@@ -241,17 +144,3 @@ def build_layer(
         return build.call(aten.linear.default, source, weight_node, bias_node)
     options = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
     return build.call(Conv.targets[len(layer.stride) - 1], source, weight_node, bias_node, *options)
-
-
-def build_affine(chain: Affine, build: Rewriter) -> fx.Node:
-    """`chain` as a mul and an add, each only if needed; constants of shape [C, 1, …] align with `chain.dim`."""
-    result = chain.input
-    steps = ((aten.mul.Tensor, chain.scale, _is_scaled(chain)), (aten.add.Tensor, chain.shift, _is_shifted(chain)))
-    for target, value, needed in steps:
-        if needed and chain.dim is None:
-            result = build.call(target, result, float(value))
-        elif needed:
-            trailing = len(shape(chain.input)) - 1 - (chain.dim or 0)
-            hint = f"{build.anchor.name}_{'scale' if target is aten.mul.Tensor else 'shift'}"
-            result = build.call(target, result, build.constant(hint, value.float().reshape(-1, *[1] * trailing)))
-    return result

@@ -8,6 +8,7 @@ from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.choose_tiling import ChooseTiling
 from sepc.passes.fold_batch_norm import FoldBatchNorm
 from sepc.passes.group import Group
+from sepc.passes.place_concatenations import PlaceConcatenations
 from sepc.passes.plan_layout import PlanLayout
 from sepc.passes.plan_memory import PlanMemory
 
@@ -23,6 +24,8 @@ PIPELINE: tuple[Pass, ...] = (
     Group(),
     # Needs the regions: what a region reads and writes decides the layouts, and copies become regions of their own.
     PlanLayout(),
+    # Needs the layouts, and has to come before anything looks at the strides of a single kernel.
+    PlaceConcatenations(),
     # Needs the layouts: which loops can be merged depends on strides.
     ChooseTiling(),
     # Last, as it needs to know every storage there will be.
@@ -34,6 +37,7 @@ PASSES: dict[str, type[Pass]] = {
     "fold-batch-norm": FoldBatchNorm,
     "group": Group,
     "plan-layout": PlanLayout,
+    "place-concatenations": PlaceConcatenations,
     "choose-tiling": ChooseTiling,
     "plan-memory": PlanMemory,
 }

@@ -7,9 +7,9 @@ Rules, in execution order:
 - a region with channels writes them innermost (channels-last); an elementwise region follows its first full operand;
 - a region that TVM or PyTorch runs writes densely in logical order, and TVM also reads so.
 
-Preconditions that a copy (a region with one ``aten.clone``) establishes where they do not hold: a depthwise or grouped convolution,
-a pooling and a normalisation read channels with stride 1; a view exists for the strides at hand; a result of the graph
-has the strides that PyTorch would give it.
+Preconditions that a copy (a region with one ``aten.clone``) establishes where they do not hold: a depthwise or grouped
+convolution, a pooling and a normalisation read channels with stride 1; a view exists for the strides at hand; a result
+of the graph has the strides that PyTorch would give it, and is not a constant, which the caller could overwrite.
 
     %c = region_0_convolution(%x)            layout channels-last
     %v = view(%c, [1, 75])                   no such view        →    %k = region_2_copy(%c);  %v = view(%k, [1, 75])
@@ -61,7 +61,7 @@ class PlanLayout:
 
 @dataclass
 class _Copies:
-    """Inserts copies, each a region with one ``aten.clone``; equal ones are shared."""
+    """Inserts copies, each a region with one ``aten.clone``."""
 
     graph_module: fx.GraphModule
     pass_name: str
@@ -85,37 +85,40 @@ class _Copies:
 
 def _require(node: fx.Node, index: int, strides: tuple[int, ...], copies: _Copies) -> None:
     """Have argument `index` of `node` come with `strides`, by a copy if it does not."""
-    value = node.args[index]
-    if isinstance(value, fx.Node) and not same_strides(ops.shape(value), layout(value).strides, strides):
-        arguments = list(node.args)
-        arguments[index] = copies.insert(value, strides, node)
-        node.args = tuple(arguments)
+    value = region.inputs(node)[index]
+    if not same_strides(ops.shape(value), layout(value).strides, strides):
+        node.update_arg(index, copies.insert(value, strides, node))
 
 
 def _plan_region(node: fx.Node, copies: _Copies) -> None:
     graph = region.submodule(copies.graph_module, node)
     kind = region.info(node)
     if kind.kernel != "sepc":
-        for index, value in enumerate(node.args):
-            if isinstance(value, fx.Node):
-                _require(node, index, contiguous_strides(ops.shape(value)), copies)
-        if isinstance(node.meta["val"], torch.Tensor):
-            node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node)), 0, node)
+        _plan_foreign_region(node, copies)
         return
     if _reads_channel_vectors(graph):
-        value = node.args[0]
-        if not isinstance(value, fx.Node):
-            raise VerificationError("A region's input is a node", where=node.name)
-        shape = ops.shape(value)
-        normalized = kind.kind == "normalization"
-        order = tuple(range(len(shape))) if normalized else channels_last_order(len(shape))
-        channel = order[-1]
-        if shape[channel] != 1 and layout(value).strides[channel] != 1:
-            _require(node, 0, contiguous_strides(shape, order), copies)
-    given = [layout(value).strides for value in node.args if isinstance(value, fx.Node)]
+        _require_channel_vectors(node, kind, copies)
+    given = [layout(value).strides for value in region.inputs(node)]
     strides = dict(zip(region.placeholders(graph), given, strict=True))
     order = _concatenation_order(graph, given) if kind.kind == "concatenation" else result_order(graph, strides)
     node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node), order), 0, node)
+
+
+def _plan_foreign_region(node: fx.Node, copies: _Copies) -> None:
+    """A region that TVM or PyTorch runs reads and writes densely in logical order."""
+    for index, value in enumerate(region.inputs(node)):
+        _require(node, index, contiguous_strides(ops.shape(value)), copies)
+    if isinstance(node.meta["val"], torch.Tensor):
+        node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node)), 0, node)
+
+
+def _require_channel_vectors(node: fx.Node, kind: region.RegionInfo, copies: _Copies) -> None:
+    """Have the first argument of `node` come with its channels (of a normalisation: the last dimension) at stride 1."""
+    value = region.inputs(node)[0]
+    shape = ops.shape(value)
+    order = tuple(range(len(shape))) if kind.kind == "normalization" else channels_last_order(len(shape))
+    if shape[order[-1]] != 1 and layout(value).strides[order[-1]] != 1:
+        _require(node, 0, contiguous_strides(shape, order), copies)
 
 
 def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
@@ -152,10 +155,12 @@ def _view_of(node: fx.Node, source: fx.Node) -> Layout | None:
 
 
 def _plan_output(node: fx.Node, copies: _Copies) -> None:
-    """Have each result come with the strides that it has in PyTorch."""
-    results = []
-    for value in node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],):
-        if isinstance(value, fx.Node) and not same_strides(ops.shape(value), layout(value).strides, ops.strides(value)):
-            value = copies.insert(value, ops.strides(value), node)
-        results.append(value)
-    node.args = (tuple(results),)
+    """Have each result come with the strides that it has in PyTorch, and in memory that the caller may overwrite."""
+    copied: dict[fx.Node, fx.Node] = {}
+    results = region.results(copies.graph_module)
+    for value in results:
+        given = layout(value)
+        fits = same_strides(ops.shape(value), given.strides, ops.strides(value))
+        if value not in copied and not (fits and given.base.op != "get_attr"):
+            copied[value] = copies.insert(value, ops.strides(value), node)
+    node.args = (tuple(copied.get(value, value) for value in results),)

@@ -2,10 +2,10 @@
 
     out[n, y, x, o] = bias[o] + Σ_{i, r, c} in[n, y·s − p + r·d, x·s − p + c·d, i] · W[o, i, r, c]
 
-A block of `columns × panel` outputs stays in registers over the whole reduction. Pointwise convolutions and linear layers are the
-case of one tap. Weights are packed into the order of reading: [panel][row tap][column tap][input channel][panel lane].
-Rows outside the input are left out by the bounds of the tap loop; columns are known while the code is generated, so that
-border blocks simply do not contain the taps that fall outside.
+A block of `columns × panel` outputs stays in registers over the whole reduction. Pointwise convolutions and linear
+layers are the case of one tap. Weights are packed into the order of reading: [panel][row tap][column tap][input
+channel][panel lane]. Rows outside the input are left out by the bounds of the tap loop; columns are known while code is
+generated, so that border blocks simply do not contain the taps that fall outside.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ from sepc.cost_model.tiling import DenseTiling
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
 Position = tuple[Index, Index, Index, Index]  # batch, row, column, first channel
+# How far ahead of its use a packed weight is fetched into the first-level cache. Weights of a whole network stream from
+# the last level, and hardware prefetchers stop at each 4 KiB page. Measured on a Zen 5 core with cold weights,
+# 49×160→960: 175 GFLOP/s without, 217 with 4 KiB, 227 with 8 and with 16 KiB; nothing lost with warm ones.
+PREFETCH_BYTES = 8192
+LINE_FLOATS = 16
+
 Sink = Callable[[Position, Expr], None]  # takes a vector of finished channels at a position
 
 
@@ -48,9 +54,7 @@ class Panels:
         return self.count + bool(self.tail)
 
 
-def pack_weights(
-    weight: NDArray[np.float32], convolution: Convolution, panel: tuple[int, ...]
-) -> NDArray[np.float32]:
+def pack_weights(weight: NDArray[np.float32], convolution: Convolution, panel: tuple[int, ...]) -> NDArray[np.float32]:
     """`weight` [O, I/groups, KH, KW] as the flat array that the kernel reads."""
     panels = Panels.of(convolution, panel)
     grouped = weight.reshape(convolution.groups, convolution.group_out, *weight.shape[1:])
@@ -58,8 +62,7 @@ def pack_weights(
     reordered = grouped.transpose(0, 3, 4, 2, 1)
     width, pieces = sum(panel), []
     for group in reordered:
-        for index in range(panels.total):
-            pieces.append(group[..., index * width : (index + 1) * width].ravel())
+        pieces += [group[..., index * width : (index + 1) * width].ravel() for index in range(panels.total)]
     return np.ascontiguousarray(np.concatenate(pieces))
 
 
@@ -131,14 +134,16 @@ def for_each_block(
 ) -> None:
     """Call `body(first column, segment)` for the column blocks of one tile of a row.
 
-    The longest run of interior blocks is a loop, of which each tile has `blocks`; what lies left of it belongs to the first
-    tile, what lies right of it to the last.
+    The longest run of interior blocks is a loop, of which each tile has `blocks`; what lies left of it belongs to the
+    first tile, what lies right of it to the last.
     """
     looped = max(range(len(segments)), key=lambda index: segments[index].repeat)
     for position, segment in enumerate(segments):
         if position == looped:
             with loop(tile_span(tile, blocks, segment.repeat, tiles)) as index:
-                start = segment.start if segment.repeat == 1 else segment.start + (tile * blocks + index) * segment.columns
+                start = (
+                    segment.start if segment.repeat == 1 else segment.start + (tile * blocks + index) * segment.columns
+                )
                 body(start, segment)
         else:
             with when(tiles == 1 or tirx.EQ(tile, 0 if position < looped else tiles - 1)):
@@ -202,8 +207,16 @@ class _Block:
                     T.Bind(stage.weight[ramp(base + offset, lanes)])
                     for offset, lanes in zip(lane_offsets, self.widths, strict=True)
                 ]
+                self._prefetch(base)
                 for index in valid:
                     in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
                     value = stage.source.load((self.batch, in_row, in_column, self.group * conv.group_in + channel))
                     for register, weight in zip(registers[index], weights, strict=True):
                         register.set(register.value + broadcast(value, register.lanes) * weight)
+
+    def _prefetch(self, base: Index) -> None:
+        """Fetch the weights that come `PREFETCH_BYTES` after element `base` of the packed weights."""
+        for line in range(0, sum(self.widths), LINE_FLOATS):
+            address = T.address_of(self.stage.weight[base + PREFETCH_BYTES // 4 + line])
+            # Operands: for reading, into all cache levels, data.
+            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))

@@ -1,7 +1,7 @@
 """Elementwise ATen operators as vector expressions: the epilogue of every stage, and stages of their own.
 
-Each rule takes the operator's arguments in schema order (tensors as vector expressions, everything else as Python values) and
-returns a vector expression. The keys are exactly those of `sepc.ir.elementwise.OPERATIONS`.
+Each rule takes the operator's arguments in schema order (tensors as vector expressions, everything else as Python
+values) and returns a vector expression. The keys are exactly those of `sepc.ir.elementwise.OPERATIONS`.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ RULES: dict[OpOverload, Callable[..., Expr]] = {
     aten.maximum.default: math.maximum,
     aten.minimum.default: math.minimum,
     aten.neg.default: lambda x: x * _scalar(-1, x),
-    aten.abs.default: lambda x: tirx.abs(x),
+    aten.abs.default: tirx.abs,
     aten.square.default: _square,
-    aten.sqrt.default: lambda x: tirx.sqrt(x),
+    aten.sqrt.default: tirx.sqrt,
     aten.rsqrt.default: lambda x: _scalar(1, x) / tirx.sqrt(x),
     aten.reciprocal.default: lambda x: _scalar(1, x) / x,
     aten.exp.default: math.exp,

@@ -1,11 +1,11 @@
 """The lanewise convolution stage: every vector lane has an input channel of its own.
 
-Depthwise convolutions, with or without a channel multiplier, and grouped convolutions whose groups are narrower than a vector:
+Depthwise convolutions, with or without a channel multiplier, and grouped ones whose groups are narrower than a vector:
 
     out[n, y, x, o] = bias[o] + Σ_{q, r, c} in[n, y·s − p + r·d, x·s − p + c·d, (o // G)·Q + q] · W[o, q, r, c]
 
-with Q input and G output channels per group. A block of `columns` outputs times `vectors` vectors stays in registers; an input
-vector is loaded once per kernel row and used by every tap that reads it. Weights are packed as
+with Q input and G output channels per group. A block of `columns` outputs × `vectors` vectors stays in registers; an
+input vector is loaded once per kernel row and used by every tap that reads it. Weights are packed as
 [channel vector][row tap][q][column tap][lane].
 """
 
@@ -36,7 +36,13 @@ def pack_weights(weight: NDArray[np.float32], convolution: Convolution, lanes: i
 
 
 def for_each_channel_group(
-    channels: int, lanes: int, vectors: int, groups: int, tile: Index, tiles: int, body: Callable[[Index, tuple[int, ...]], None]
+    channels: int,
+    lanes: int,
+    vectors: int,
+    groups: int,
+    tile: Index,
+    tiles: int,
+    body: Callable[[Index, tuple[int, ...]], None],
 ) -> None:
     """Call `body(first channel, widths)` for the groups of `vectors` channel vectors of one tile.
 
@@ -101,7 +107,9 @@ class _Block:
         offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
         registers = [[Accumulator(lanes) for _ in range(segment.columns)] for lanes in self.widths]
         for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
-            initial = constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(self.channel + offset, lanes)])
+            initial = (
+                constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(self.channel + offset, lanes)])
+            )
             for register in row_of_registers:
                 register.set(initial)
         with row_taps(stage.convolution, self.row) as tap_row, loop(stage.convolution.group_in) as member:
@@ -150,6 +158,7 @@ class _Block:
             scalar = source.load((self.batch, in_row, in_column, first))
             return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
         parts = [source.load((self.batch, in_row, in_column, first + group * conv.group_in)) for group in range(groups)]
-        return tirx.Shuffle([tirx.Broadcast(part, lanes) for part in parts], [
-            tirx.const(lane_channels[lane] // conv.group_in * lanes + lane, "int32") for lane in range(lanes)
-        ])
+        return tirx.Shuffle(
+            [tirx.Broadcast(part, lanes) for part in parts],
+            [tirx.const(lane_channels[lane] // conv.group_in * lanes + lane, "int32") for lane in range(lanes)],
+        )

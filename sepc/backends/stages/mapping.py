@@ -2,7 +2,8 @@
 
     out[i₀, …, iₙ] = f(in₀[i₀, …, iₙ], in₁[…], …)
 
-The last dimension is vectorised; operands may be broadcast or strided along it. The others are loops, shared by the threads.
+The last dimension is vectorised; operands may be broadcast or strided along it. The others are loops, shared by the
+threads.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ class MappingStage:
             self._flat(frame, inner)
             return
         tiles = ceil_div(outer[-1], self.tiling.rows)
-        with frame.tasks((*outer[:-1], tiles)) as (*leading, tile):
-            with loop(tile_span(tile, self.tiling.rows, outer[-1], tiles)) as row:
-                self._vectors((*leading, tile * self.tiling.rows + row), 0, inner)
+        with (
+            frame.tasks((*outer[:-1], tiles)) as (*leading, tile),
+            loop(tile_span(tile, self.tiling.rows, outer[-1], tiles)) as row,
+        ):
+            self._vectors((*leading, tile * self.tiling.rows + row), 0, inner)
 
     def _flat(self, frame: Frame, extent: int) -> None:
         """One dimension only: tasks are chunks of it."""

@@ -1,8 +1,9 @@
-"""The layer normalisation stage, over the contiguous last dimension of `[pixels, channels]`:
+"""The layer normalisation stage, over the contiguous last dimension of `[pixels, channels]`.
 
     out[m, c] = (in[m, c] − mean_m) / √(variance_m + ε) · gain[c] + shift[c]
 
-Mean and variance are computed in two passes over a row that stays in the first-level cache, as PyTorch's own result is to be met.
+Mean and variance are computed in two passes over a row that stays in the first-level cache: a single pass, by sums of
+squares, would lose digits.
 """
 
 from __future__ import annotations

@@ -107,4 +107,3 @@ class PoolingStage:
 
 def _add(left: Expr, right: Expr) -> Expr:
     return left + right
-

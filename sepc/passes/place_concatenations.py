@@ -1,0 +1,92 @@
+"""place-concatenations: have the inputs of a concatenation written where the concatenation wants them.
+
+Pattern.
+
+    v = cat([u₀, …, uₙ], dim)
+
+Equation. The part of v that holds uᵢ is v[offset : offset + size] along `dim`: a tensor with the strides of v. If the region that
+computes uᵢ writes there, nothing is left to copy; other readers of uᵢ read the same part.
+
+Preconditions on uᵢ. It is the result of a region of ours (PyTorch and TVM write densely) that is no concatenation itself
+and has not been placed in another one, it occurs once, it is not a result of the graph, no view of it exists, and the
+order of its dimensions in memory is that of v, so that its readers still find channels side by side.
+
+    %u = region_0_convolution(%x)             layout dense                 →    layout: part of %v's storage
+    %v = region_1_concatenation(%u, %w)       copies %u and %w             →    copies %w only
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from sepc.ir import ops, region
+from sepc.ir.layout import Layout, layout
+from sepc.passes.manager import PassContext
+
+
+@dataclass(frozen=True)
+class PlaceConcatenations:
+    """Changes the layouts of values that are concatenated."""
+
+    name: ClassVar[str] = "place-concatenations"
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
+        """Re-annotate `graph_module`, whose nodes stay as they are; returns whether any value was placed."""
+        placed = False
+        for node, graph in region.regions(graph_module):
+            if region.info(node).kind != "concatenation" or region.info(node).kernel != "sepc":
+                continue
+            for value, offset in parts(node, graph):
+                reason = _obstacle(value, node)
+                if reason:
+                    context.note(self.name, value, f"not written into {node.name}: {reason}")
+                else:
+                    value.meta["sepc_layout"] = Layout(layout(node).strides, offset, node)
+                    placed = True
+        return placed
+
+
+def parts(node: fx.Node, graph: fx.GraphModule) -> list[tuple[fx.Node, int]]:
+    """The inputs of concatenation `node` and where in its result each begins, in elements."""
+    cat = ops.Cat.of(region.computations(graph)[0])
+    outer = dict(zip(region.placeholders(graph), region.inputs(node), strict=True))
+    stride, start = layout(node).strides[cat.dim], 0
+    found = []
+    for inner in cat.inputs:
+        if inner in outer:
+            found.append((outer[inner], start * stride))
+        start += ops.shape(inner)[cat.dim]
+    return found
+
+
+def _obstacle(value: fx.Node, node: fx.Node) -> str:
+    """Why `value` cannot be written straight into concatenation `node`; empty if it can."""
+    if not region.is_region(value) or layout(value).base is not value:
+        return "it is not the result of a region with a storage of its own"
+    if region.info(value).kind == "concatenation":
+        return "it is a concatenation itself"
+    if region.info(value).kernel != "sepc":
+        return f"it is computed by {region.info(value).kernel}, densely"
+    if layout(node).base is not node:
+        return "the concatenation is part of another one"
+    if region.inputs(node).count(value) > 1:
+        return "it occurs twice"
+    if any(user.op == "output" for user in value.users):
+        return "it is a result of the graph"
+    others = [user for user in value.users if user is not node]
+    if not all(region.is_region(user) for user in others):
+        return "there are views of it"
+    if any(region.info(user).kernel != "sepc" for user in others):
+        return "PyTorch or TVM reads it, densely"
+    if _order(value) != _order(node):
+        return "its dimensions lie in another order"
+    return ""
+
+
+def _order(node: fx.Node) -> list[int]:
+    """Dimensions of more than one element, outermost in memory first."""
+    dims = [dim for dim, size in enumerate(ops.shape(node)) if size > 1]
+    return sorted(dims, key=lambda dim: layout(node).strides[dim], reverse=True)

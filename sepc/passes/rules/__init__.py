@@ -1,0 +1,1 @@
+"""The rules of canonicalize: identities of tensors, one theme a file."""

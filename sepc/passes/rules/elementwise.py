@@ -1,0 +1,60 @@
+"""Elementwise operators: clamps under one name, the number or constant of a binary operator second.
+
+Pattern and equation.
+
+    relu6(x)                                   →    clamp(x, 0, 6);      hardtanh, clamp_min, clamp_max alike
+    clamp(x, 0, None)                          →    relu(x)
+    add.Scalar(x, n, alpha)                    →    add.Tensor(x, n · alpha);      sub, mul, div alike
+    add(constant, x), mul(constant, x)         →    add(x, constant), mul(x, constant)
+    add(x, constant of one element)            →    add(x, number)
+
+Preconditions. The operator commutes (add without alpha, mul) where operands are exchanged; the type stays.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import fx
+from torch._ops import OpOverload
+
+from sepc.ir.ops import Binary, arguments, aten, constant, is_constant, is_op, shape
+from sepc.passes.rules.respell import Call, Respell
+
+_SCALAR_BINARY = (aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar)
+_CLAMPS = (
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.clamp_min.default,
+    aten.clamp_max.default,
+    aten.clamp.default,
+)
+
+
+def _as_clamp(node: fx.Node, module: fx.GraphModule) -> Call | None:
+    named = arguments(node)
+    low, high = named.get("min", named.get("min_val")), named.get("max", named.get("max_val"))
+    if is_op(node, aten.relu6.default):
+        low, high = 0, 6
+    if low == 0 and high is None:
+        return aten.relu.default, (named["self"],)
+    return None if is_op(node, aten.clamp.default) else (aten.clamp.default, (named["self"], low, high))
+
+
+def _as_binary(node: fx.Node, module: fx.GraphModule) -> Call | None:
+    if not Binary.matches(node):
+        kinds: dict[object, OpOverload] = dict(zip(_SCALAR_BINARY, Binary.targets, strict=True))
+        named = arguments(node)
+        return kinds[node.target], (named["self"], named["other"] * named.get("alpha", 1))
+    binary = Binary.of(node)
+    first, second, target = binary.input, binary.other, Binary.targets[Binary.position(node)]
+    if not isinstance(second, fx.Node):
+        return None
+    if is_constant(second) and math.prod(shape(second)) == 1:
+        return target, (first, constant(module, second).item() * binary.alpha)
+    commutes = binary.kind == "mul" or (binary.kind == "add" and binary.alpha == 1)
+    return (target, (second, first)) if commutes and is_constant(first) and not is_constant(second) else None
+
+
+AS_CLAMP = Respell(_CLAMPS, _as_clamp)
+AS_BINARY = Respell((*Binary.targets, *_SCALAR_BINARY), _as_binary)

@@ -1,0 +1,109 @@
+"""The choice of tilings: legal, balanced, quick to find, and never a crash."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from sepc.cost_model.machine import Machine
+from sepc.cost_model.search import candidates, choose, predict
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
+from sepc.cost_model.traffic import task_counts
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
+
+ZEN5 = Machine.load("znver5")
+
+
+def _pointwise(pixels: int, inputs: int, outputs: int) -> Convolution:
+    return Convolution(1, 1, pixels, 1, pixels, inputs, outputs)
+
+
+def _depthwise(size: int, channels: int, kernel: int = 3, stride: int = 1) -> Convolution:
+    out, pad = (size - 1) // stride + 1, kernel // 2
+    return Convolution(1, size, size, out, out, channels, channels, channels, (kernel,) * 2, (stride,) * 2, (pad,) * 2)
+
+
+STAGES: list[Stage] = [
+    _pointwise(3136, 96, 24),
+    _pointwise(1, 1280, 1000),
+    _pointwise(1, 1, 1),
+    _pointwise(49, 960, 320),
+    Convolution(2, 224, 224, 112, 112, 3, 32, 1, (3, 3), (2, 2), (1, 1)),
+    Convolution(1, 2, 2, 2, 2, 8, 8, 1, (7, 7), (1, 1), (3, 3)),
+    Convolution(1, 14, 14, 14, 14, 64, 64, 2, (3, 3), (1, 1), (1, 1)),
+    _depthwise(56, 144),
+    _depthwise(1, 1),
+    _depthwise(7, 21, 5),
+    Convolution(1, 9, 9, 9, 9, 32, 32, 8, (3, 3), (1, 1), (1, 1)),
+    Pooling(1, 7, 7, 1, 1, 1280, False, True),
+    Pooling(1, 112, 112, 56, 56, 3, True, False, (3, 3), (2, 2), (1, 1)),
+    Normalization(3136, 96, 1e-6),
+    Normalization(1, 1, 1e-6),
+    Map((1,)),
+    Map((100_003,)),
+    Map((1, 56, 56, 24)),
+    Map((7, 1)),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("name", ["znver5", "x86-64-v3", "znver4"])
+@pytest.mark.parametrize("stage", STAGES, ids=str)
+def test_every_stage_gets_a_legal_tiling(stage: Stage, name: str, threads: int) -> None:
+    machine = Machine.load(name)
+    choice = choose(stage, machine, threads, epilogue_cost=1)
+    assert choice.cost == predict(stage, choice.tiling, machine, threads, epilogue_cost=1)
+    assert math.isfinite(choice.cost.time_us)
+    match stage, choice.tiling:
+        case Convolution(), DenseTiling() as tiling:
+            assert not stage.lanewise(machine.vector_lanes)
+            assert sum(tiling.panel) <= stage.group_out
+            vectors = len(tiling.panel)
+            assert tiling.columns * vectors + vectors + 1 <= machine.vector_registers
+            assert min(tiling.columns, tiling.rows, tiling.blocks, tiling.panels) >= 1
+        case Convolution(), LaneTiling() as tiling:
+            assert stage.lanewise(machine.vector_lanes)
+            assert tiling.columns * tiling.vectors < machine.vector_registers
+        case Pooling(), LaneTiling() as tiling:
+            assert tiling.columns == 1
+            assert tiling.vectors <= 4
+        case ((Normalization() | Map()), RowTiling() as tiling):
+            assert tiling.rows >= 1
+        case _:
+            pytest.fail(f"{stage} got {choice.tiling}")
+
+
+def test_nothing_among_a_sample_of_candidates_is_predicted_much_better() -> None:
+    for stage in (_pointwise(3136, 24, 144), _depthwise(28, 192), _pointwise(196, 576, 96)):
+        best = min(predict(stage, tiling, ZEN5, 1).time_us for tiling in candidates(stage, ZEN5, 1)[::7])
+        assert choose(stage, ZEN5, 1).cost.time_us <= 1.03 * best
+
+
+def test_few_channels_get_the_exact_panel() -> None:
+    choice = choose(_pointwise(3136, 96, 24), ZEN5, 1)
+    assert isinstance(choice.tiling, DenseTiling)
+    assert choice.tiling.panel == (16, 8)
+
+
+@pytest.mark.parametrize("threads", [2, 4])
+def test_threads_are_loaded_evenly(threads: int) -> None:
+    for stage in (_pointwise(3136, 128, 128), _depthwise(56, 144), _pointwise(49, 960, 320)):
+        tiling = choose(stage, ZEN5, threads).tiling
+        tasks = math.prod(task_counts(stage, tiling, ZEN5.vector_lanes))
+        assert -(-tasks // threads) * threads <= 1.35 * tasks
+
+
+def test_a_network_is_planned_within_a_second() -> None:
+    sizes = [(112, 32), (56, 96), (56, 144), (28, 144), (28, 192), (14, 384), (14, 576), (7, 960)]
+    network: list[Stage] = [_depthwise(size, channels) for size, channels in sizes]
+    network += [_pointwise(s * s, k, n) for s, k, n in ((112, 32, 16), (112, 16, 96), (56, 96, 24), (56, 24, 144))]
+    network += [_pointwise(s * s, k, n) for s, k, n in ((28, 144, 32), (28, 32, 192), (14, 192, 64), (14, 64, 384))]
+    network += [_pointwise(s * s, k, n) for s, k, n in ((14, 384, 96), (14, 96, 576), (7, 576, 160), (7, 160, 960))]
+    network += [_pointwise(49, 960, 320), _pointwise(49, 320, 1280), _pointwise(1, 1280, 1000)]
+    choose.cache_clear()
+    begin = time.process_time()
+    for stage in network * 3:
+        choose(stage, ZEN5, 2, epilogue_cost=2)
+    assert time.process_time() - begin < 1.0

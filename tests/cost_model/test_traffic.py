@@ -1,0 +1,91 @@
+"""Bytes by footprint propagation against closed forms derived by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
+from sepc.cost_model.traffic import nest_of, set_share, streamed_footprint, task_counts
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling
+
+LANES = 16
+POINTWISE = Convolution(1, 1, 120, 1, 120, 64, 96)
+DEPTHWISE = Convolution(1, 32, 32, 32, 32, 48, 48, 48, (3, 3), (1, 1), (1, 1))
+
+
+def test_what_fits_moves_nothing() -> None:
+    nest = nest_of(POINTWISE, DenseTiling(12, (16, 16), 1, 10, 3), LANES, 1)
+    assert nest.into_cache(1 << 30).total == 0
+
+
+def test_pointwise_rereads_the_input_per_panel_or_the_weights_per_column_tile() -> None:
+    # All panels in one task, columns tiled: weights (24576 bytes) are read again by each of the five column tiles.
+    by_columns = nest_of(POINTWISE, DenseTiling(12, (16, 16), 1, 2, 3), LANES, 1)
+    tile = 24 * (64 + 32) * 4 + 32 * 64 * 4  # input and output of a tile, one panel of weights
+    fetched = by_columns.into_cache(tile / 1.0)
+    assert fetched.weights == 5 * 64 * 96 * 4
+    assert fetched.activations == 120 * 64 * 4
+    assert fetched.results == 120 * 96 * 4
+    # All columns in one task: the input is read again by each of the three panels, where it does not fit.
+    by_panels = nest_of(POINTWISE, DenseTiling(12, (16, 16), 1, 10, 3), LANES, 1)
+    block = 12 * (64 + 32) * 4 + 32 * 64 * 4
+    fetched = by_panels.into_cache(block)
+    assert fetched.weights == 64 * 96 * 4
+    assert fetched.activations == 3 * 120 * 64 * 4
+
+
+def test_depthwise_rereads_the_halo_per_row_tile() -> None:
+    nest = nest_of(DEPTHWISE, LaneTiling(8, 1, 8, 3), LANES, 1)
+    strip = (10 * 32 + 8 * 32) * 16 * 4 + 9 * 16 * 4  # input and output of one channel group of a task
+    in_rows = 4 * 10  # four row tiles with two rows of halo each
+    assert nest.into_cache(strip, first_level=True).activations <= in_rows * 32 * 48 * 4
+    whole_task = (10 * 32 + 8 * 32) * 48 * 4 + 9 * 48 * 4
+    assert nest.into_cache(whole_task).activations == pytest.approx(32 * 32 * 48 * 4)
+
+
+def test_strips_from_far_away_cost_more() -> None:
+    nest = nest_of(DEPTHWISE, LaneTiling(8, 1, 32, 3), LANES, 1)
+    strip = 2 * 32 * 32 * 16 * 4 + 9 * 16 * 4
+    assert nest.into_cache(strip).activations > nest.into_cache(strip, first_level=True).activations
+
+
+def test_overflow_is_gradual_and_traffic_never_grows_with_the_cache() -> None:
+    nest = nest_of(DEPTHWISE, LaneTiling(8, 1, 8, 3), LANES, 1)
+    totals = [nest.into_cache(capacity, first_level=True).total for capacity in range(1000, 500_000, 1000)]
+    assert all(smaller <= larger * (1 + 1e-9) for larger, smaller in itertools.pairwise(totals))
+    assert totals[-1] == 0
+
+
+def test_a_power_of_two_stride_uses_few_sets() -> None:
+    assert set_share(16, 128) == 64 / 512
+    assert set_share(16, 144) == 1.0
+    assert set_share(128, 128) == 1.0
+    assert set_share(1, 1) == 1.0
+
+
+def test_threads_share_the_tasks() -> None:
+    tiling = DenseTiling(12, (16, 16), 1, 2, 3)
+    assert math.prod(task_counts(POINTWISE, tiling, LANES)) == 5
+    assert nest_of(POINTWISE, tiling, LANES, 1).share == 1
+    assert nest_of(POINTWISE, tiling, LANES, 2).share == 3 / 5
+    assert nest_of(POINTWISE, tiling, LANES, 9).share == 1 / 5
+
+
+def test_compulsory_bytes() -> None:
+    footprint = streamed_footprint(POINTWISE)
+    assert footprint.activations == 120 * 64 * 4
+    assert footprint.weights == (64 * 96 + 96) * 4
+    assert footprint.results == 120 * 96 * 4
+    strided = Convolution(1, 8, 8, 4, 4, 16, 16, 1, (1, 1), (2, 2))
+    assert streamed_footprint(strided).activations == 4 * 4 * 16 * 4  # the pixels between are not read
+    assert streamed_footprint(Map((3, 5, 7)), operand_bytes=11).total == 2 * 3 * 5 * 7 * 4 + 11
+    assert streamed_footprint(Normalization(10, 32, 1e-6)).total == 2 * 10 * 32 * 4 + 2 * 32 * 4
+    assert streamed_footprint(Pooling(1, 7, 7, 1, 1, 64, False, True)).total == 50 * 64 * 4
+
+
+def test_wrong_pairs_are_refused() -> None:
+    with pytest.raises(TypeError, match="Convolution cannot be tiled by RowTiling"):
+        task_counts(POINTWISE, RowTiling(1), LANES)
