@@ -52,7 +52,8 @@ class RegionReport:
 class CompiledModel:
     """A model compiled by sepc. Call it as you would the model; see `sepc.compile`.
 
-    Calls may come from several threads. Results never require gradients. Attributes describe the shape compiled last.
+    It compiles once per input shape and number of threads. Calls may come from several Python threads. Results never
+    require gradients. Attributes describe what was compiled last.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class CompiledModel:
         self.target = target
         self._model, self._num_threads, self._shape_limit = model, num_threads, shape_limit
         self._verify_each = verify_each
+        self._runnable = False  # Not known yet.
         self._specializations: dict[Any, Specialization] = {}
         self._latest: Specialization | None = None
         self._ranks: dict[Any, tuple[int, ...]] = {}
@@ -77,6 +79,9 @@ class CompiledModel:
         Raises InputError for arguments that do not fit, TargetError where this host cannot run the target, and what
         `sepc.compile` raises when the shapes are new.
         """
+        if not self._runnable:
+            self.target.require_runnable()
+            self._runnable = True
         specialization, tensors = self._resolve(args, kwargs)
         return specialization.run(tensors, self.threads)
 
@@ -140,7 +145,9 @@ class CompiledModel:
         """The specialisation for these arguments, compiled if it is new, and their tensors as it takes them."""
         leaves, spec = pytree.tree_flatten((args, kwargs))
         leaves = [_dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        key = (spec, *map(_signature, leaves))
+        shapes = (spec, *map(_signature, leaves))
+        # Work is divided when the kernels are generated, so the number of threads is part of the key.
+        key = (self.threads, shapes)
         try:
             known = self._specializations.get(key)
         except TypeError as error:
@@ -156,14 +163,14 @@ class CompiledModel:
         with self._lock:
             if key in self._specializations:
                 return self._specializations[key]
-            self._check(leaves, spec)
+            self._check(key, leaves, spec)
             args, kwargs = pytree.tree_unflatten(list(leaves), spec)
             self._latest = specialize(self._model, self.target, self.threads, args, kwargs, self._verify_each)
             self._specializations[key] = self._latest
             self._ranks.setdefault(spec, _ranks(leaves))
             return self._latest
 
-    def _check(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:
+    def _check(self, key: Any, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:
         """Raise InputError for what must not be compiled: another rank, or too many shapes."""
         known, given = self._ranks.get(spec), _ranks(leaves)
         for index, (expected, actual) in enumerate(zip(known or (), given, strict=False)):
@@ -174,7 +181,7 @@ class CompiledModel:
                     why="a change of rank is a change of model, not of size",
                     fix="add or remove the batch dimension, or compile the model anew for this rank",
                 )
-        if len(self._specializations) >= self._shape_limit:
+        if len({shapes for _, shapes in self._specializations} | {key[1]}) > self._shape_limit:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in _tensors(leaves))
             raise InputError(
                 f"This model is already compiled for {self._shape_limit} input shapes, the limit",

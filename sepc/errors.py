@@ -1,7 +1,7 @@
 """The exceptions that users of sepc see.
 
-Every message answers four questions, in this order: what went wrong, where (the user's own source line where there is one),
-why, and what to do about it.
+Every message answers four questions, in this order: what went wrong, where (the user's own source line where there is
+one), why, and what to do about it.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def region_problem(node: fx.Node, graph: fx.GraphModule) -> Problem:
 
 
 def _largest_copy(node: fx.Node) -> Stage:
-    """The largest of the copies that a concatenation makes, whose tiling serves for all; one element if it makes none."""
+    """The largest copy that a concatenation makes, whose tiling serves for all; one element if it makes none."""
     copies: list[Stage] = [
         copy_problem(value, layout(value).strides, layout(node).strides).stage
         for value in region.inputs(node)

@@ -4,12 +4,12 @@ Pattern.
 
     v = cat([u₀, …, uₙ], dim)
 
-Equation. The part of v that holds uᵢ is v[offset : offset + size] along `dim`: a tensor with the strides of v. If the region that
-computes uᵢ writes there, nothing is left to copy; other readers of uᵢ read the same part.
+Equation. The part of v that holds uᵢ is v[offset : offset + size] along `dim`: a tensor with the strides of v. If the
+region that computes uᵢ writes there, nothing is left to copy; other readers of uᵢ read the same part.
 
-Preconditions on uᵢ. It is the result of a region of ours (PyTorch and TVM write densely) that is no concatenation itself
-and has not been placed in another one, it occurs once, it is not a result of the graph, no view of it exists, and the
-order of its dimensions in memory is that of v, so that its readers still find channels side by side.
+Preconditions on uᵢ. It is the result of a region of ours (PyTorch and TVM write densely) that is no concatenation
+itself and has not been placed in another one, it occurs once, it is not a result of the graph, no view of it exists,
+and the order of its dimensions in memory is that of v, so that its readers still find channels side by side.
 
     %u = region_0_convolution(%x)             layout dense                 →    layout: part of %v's storage
     %v = region_1_concatenation(%u, %w)       copies %u and %w             →    copies %w only
@@ -17,6 +17,7 @@ order of its dimensions in memory is that of v, so that its readers still find c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,8 +41,7 @@ class PlaceConcatenations:
             if region.info(node).kind != "concatenation" or region.info(node).kernel != "sepc":
                 continue
             for value, offset in parts(node, graph):
-                reason = _obstacle(value, node)
-                if reason:
+                if reason := next(_obstacles(value, node), ""):
                     context.note(self.name, value, f"not written into {node.name}: {reason}")
                 else:
                     value.meta["sepc_layout"] = Layout(layout(node).strides, offset, node)
@@ -62,28 +62,25 @@ def parts(node: fx.Node, graph: fx.GraphModule) -> list[tuple[fx.Node, int]]:
     return found
 
 
-def _obstacle(value: fx.Node, node: fx.Node) -> str:
-    """Why `value` cannot be written straight into concatenation `node`; empty if it can."""
+def _obstacles(value: fx.Node, node: fx.Node) -> Iterator[str]:
+    """Why `value` cannot be written straight into concatenation `node`: the first reason is the one to report."""
     if not region.is_region(value) or layout(value).base is not value:
-        return "it is not the result of a region with a storage of its own"
+        yield "it is not the result of a region with a storage of its own"
     if region.info(value).kind == "concatenation":
-        return "it is a concatenation itself"
+        yield "it is a concatenation itself"
     if region.info(value).kernel != "sepc":
-        return f"it is computed by {region.info(value).kernel}, densely"
-    if layout(node).base is not node:
-        return "the concatenation is part of another one"
+        yield f"it is computed by {region.info(value).kernel}, densely"
     if region.inputs(node).count(value) > 1:
-        return "it occurs twice"
+        yield "it occurs twice"
     if any(user.op == "output" for user in value.users):
-        return "it is a result of the graph"
+        yield "it is a result of the graph"
     others = [user for user in value.users if user is not node]
     if not all(region.is_region(user) for user in others):
-        return "there are views of it"
+        yield "there are views of it"
     if any(region.info(user).kernel != "sepc" for user in others):
-        return "PyTorch or TVM reads it, densely"
+        yield "PyTorch or TVM reads it, densely"
     if _order(value) != _order(node):
-        return "its dimensions lie in another order"
-    return ""
+        yield "its dimensions lie in another order"
 
 
 def _order(node: fx.Node) -> list[int]:

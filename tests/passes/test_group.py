@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 def layers() -> dict[str, nn.Module | torch.Tensor]:
     return {
         "conv": nn.Conv2d(4, 4, 3, padding=1),
+        "volume": nn.Conv3d(1, 2, 3, padding=1),
         "point": nn.Conv2d(4, 4, 1),
         "linear": nn.Linear(4, 4),
         "norm": nn.LayerNorm(4),
@@ -45,6 +47,16 @@ def contents(module: fx.GraphModule) -> list[list[str]]:
 # ---- epilogues
 
 
+def doubled(self: Function, x: torch.Tensor) -> torch.Tensor:
+    y = self.conv(x)
+    return y + y
+
+
+def gated(self: Function, x: torch.Tensor) -> torch.Tensor:
+    y = self.conv(x)
+    return y * y.sigmoid()
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -54,14 +66,14 @@ def contents(module: fx.GraphModule) -> list[list[str]]:
         pytest.param(lambda self, x: self.norm(x[..., :4]).relu(), [["layer_norm", "relu"]], id="layer norm"),
         pytest.param(lambda self, x: x.mean((2, 3), True).sigmoid() * 2, [["mean", "sigmoid", "mul"]], id="mean"),
         pytest.param(lambda self, x: (x * 2).relu() + x, [["mul", "relu", "add"]], id="elementwise alone"),
-        pytest.param(lambda self, x: (lambda y: y + y)(self.conv(x)), [["conv2d", "add"]], id="added to itself"),
+        pytest.param(doubled, [["conv2d", "add"]], id="added to itself"),
         pytest.param(
             lambda self, x: functional.silu(x[:, :1]) + self.conv(x).relu().mean((2, 3), True),
             [["silu"], ["conv2d", "relu"], ["mean"], ["add"]],
             id="the sum is larger than each summand",
         ),
         pytest.param(
-            lambda self, x: (lambda y: y * y.sigmoid())(self.conv(x)),
+            gated,
             [["conv2d"], ["sigmoid", "mul"]],
             id="two users",
         ),
@@ -90,9 +102,9 @@ def test_a_region_takes_along(function: Callable[..., Any], expected: list[list[
     ("function", "expected"),
     [
         pytest.param(
-            lambda self, x: (self.conv(x).permute(0, 2, 3, 1) * self.scale).permute(0, 3, 1, 2) + x,
-            [["conv2d", "permute", "mul", "permute", "add"]],
-            id="layer scale between permutes",
+            lambda self, x: functional.gelu(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2) + x,
+            [["conv2d", "permute", "gelu", "permute", "add"]],
+            id="there and back",
         ),
         pytest.param(
             lambda self, x: self.linear(self.conv(x).permute(0, 2, 3, 1)), [["conv2d"], ["linear"]], id="permute last"
@@ -125,6 +137,11 @@ def padded(*amounts: int, value: float = 0.0, mode: str = "constant") -> Callabl
     return lambda self, x: self.conv(functional.pad(x, amounts, mode, value)).relu()
 
 
+def padded_for_two(self: Function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    y = functional.pad(x, (0, 1))
+    return self.conv(y), y
+
+
 @pytest.mark.parametrize("amounts", [(0, 1, 0, 1), (2, 0, 0, 0), (1, 2, 3, 4)])
 def test_asymmetric_zero_padding_joins_the_convolution(amounts: tuple[int, ...]) -> None:
     assert contents(grouped(padded(*amounts))) == [["constant_pad_nd", "conv2d", "relu"]]
@@ -137,7 +154,7 @@ def test_asymmetric_zero_padding_joins_the_convolution(amounts: tuple[int, ...])
         pytest.param(padded(-1, 1, 0, 1), id="cropping"),
         pytest.param(lambda self, x: self.conv(functional.pad(x[:, :3], (0, 0, 0, 0, 0, 1))), id="of channels"),
         pytest.param(lambda self, x: self.conv(functional.pad(x[:1], (0, 1, 0, 0, 0, 0, 0, 1))), id="of the batch"),
-        pytest.param(lambda self, x: (lambda y: (self.conv(y), y))(functional.pad(x, (0, 1))), id="used twice"),
+        pytest.param(padded_for_two, id="used twice"),
         pytest.param(lambda self, x: functional.pad(x, (0, 1)).relu(), id="no convolution"),
         pytest.param(
             lambda self, x: functional.conv2d(x, functional.pad(self.conv.weight * x.mean(), (0, 1))), id="of weights"
@@ -162,7 +179,7 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
     compiled = sepc.compile(model)
     for result, reference in zip(compiled(X), model(X), strict=True):
         torch.testing.assert_close(result, reference.detach(), rtol=1e-4, atol=1e-4)
-    assert {one.ops[0] for one in compiled.regions} == {"constant_pad_nd.default"}
+    assert {one.ops[0] for one in compiled.regions if one.kind != "copy"} == {"constant_pad_nd.default"}
     assert {one.kernel for one in compiled.regions} == {"sepc"}
 
 
@@ -175,7 +192,7 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: functional.conv2d(x, self.conv.weight * x.mean()), "conv2d.* whose weight is computed"),
         (lambda self, x: functional.conv2d(x, self.conv.weight, x[0, :, 0, 0]), "conv2d.* whose weight is computed"),
         (lambda self, x: self.conv(x[0]), "conv2d.* without a batch dimension"),
-        (lambda self, x: functional.conv3d(x[:, None], self.conv.weight[:, :1, None]), "conv3d.* with 5 dimensions"),
+        (lambda self, x: self.volume(x[:, None]), "conv3d.* with 5 dimensions"),
         (lambda self, x: functional.linear(x, x[0, 0]), "linear.* whose weight is computed"),
         (lambda self, x: self.linear(x[0, 0, 0, :4]), "linear.* without a batch dimension"),
         (lambda self, x: functional.layer_norm(x, (6,), x[0, 0, 0]), "layer_norm.* whose weight is computed"),
@@ -186,7 +203,6 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: x.mean((2, 3)), r"mean.* over dimensions \(2, 3\) of 4"),
         (lambda self, x: x.softmax(1), "no stage for aten.softmax"),
         (lambda self, x: x.topk(2).values, "topk.* has several results"),
-        (lambda self, x: functional.conv2d(x.double(), self.conv.weight.double()), "whose weight is computed"),
         (lambda self, x: torch.cat([x.long(), x.long()]), "cat.* on torch.int64: our stages compute in float32"),
         (lambda self, x: functional.max_pool2d(x.double(), 2), "on torch.float64: our stages compute in float32"),
         (lambda self, x: x.long() + 1, "no stage for aten.add.Tensor"),
@@ -200,7 +216,7 @@ def test_an_operator_without_a_stage_says_why(function: Callable[..., Any], reas
     infos = [classify(node) for node in calls]
     found = [info for info in infos if info.reason]
     assert all((info.kind, info.kernel) == ("other", "torch") for info in found)
-    assert any(pytest.raises(AssertionError, match=reason).matches(AssertionError(info.reason)) for info in found)
+    assert any(re.search(reason, info.reason) for info in found)
 
 
 def test_the_reason_is_in_the_region_and_in_the_notes() -> None:

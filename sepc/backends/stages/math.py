@@ -2,7 +2,8 @@
 
 Each takes and returns a float32 expression of any number of lanes. Relative errors against float64, over the range
 where the result is a normal number: exp 8e-8, sigmoid 1e-7, silu 1.2e-7; absolute errors: tanh 2.4e-7, erf 2.6e-7,
-gelu 8e-7. NaN propagates: every minimum and maximum has its constant first, which returns the other operand where that is NaN.
+gelu 8e-7. NaN propagates: every minimum and maximum has its constant first, which returns the other operand where that
+is NaN.
 
 Sources: exp follows the Cephes library (range reduction by ln 2 in two parts, minimax polynomial of degree 5); tanh and
 erf are the rational minimax approximations that Eigen uses for float32.
