@@ -87,7 +87,7 @@ def specialize(
     context = PassContext(target=target, machine=target.machine, threads=threads)
     records = PassManager(PIPELINE, verify_each=verify_each).run(captured.graph_module, context)
     clock.lap("passes")
-    program = assemble(captured.graph_module, target.vector_lanes)
+    program = assemble(captured.graph_module, target.vector_lanes, threads)
     clock.lap("lower")
     executable = build(program, target)
     times = {**clock.laps, **executable.build_times_s}

@@ -164,7 +164,9 @@ class CompiledModel:
             if key in self._specializations:
                 return self._specializations[key]
             self._check(key, leaves, spec)
-            args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+            # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call.
+            distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+            args, kwargs = pytree.tree_unflatten(distinct, spec)
             self._latest = specialize(self._model, self.target, self.threads, args, kwargs, self._verify_each)
             self._specializations[key] = self._latest
             self._ranks.setdefault(spec, _ranks(leaves))

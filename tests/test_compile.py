@@ -174,6 +174,16 @@ def test_new_shapes_compile_again_up_to_the_limit(small: nn.Module) -> None:
         compiled(torch.randn(1, 3, 48, 48))
 
 
+def test_one_tensor_given_twice_at_the_first_call_is_two_inputs() -> None:
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return x * 2 + y
+
+    compiled, x, y = sepc.compile(Sum().eval()), torch.randn(3, 4), torch.randn(3, 4)
+    for right in (x, x.view(3, 4), y):
+        assert torch.equal(compiled(x, right), x * 2 + right)
+
+
 def test_numbers_of_another_type_compile_again() -> None:
     class Scaled(nn.Module):
         def forward(self, x: torch.Tensor, scale: float) -> torch.Tensor:

@@ -18,14 +18,14 @@ from torch import fx
 
 from sepc.backends import generic
 from sepc.backends.build import KernelCall, Pointer
-from sepc.backends.regions import LoweredKernel, lower, lower_concatenation
+from sepc.backends.regions import Argument, LoweredKernel, Scratch, lower, lower_chain, lower_concatenation
 from sepc.backends.stages.vector import Expr
-from sepc.cost_model.tiling import RowTiling
+from sepc.cost_model.tiling import ChainTiling, RowTiling
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.layout import layout, same_strides, storage_elements
 from sepc.ir.problem import contiguous_strides
-from sepc.passes.choose_tiling import choice, region_problem
+from sepc.passes.choose_tiling import chain_problems, choice, region_problem
 from sepc.passes.plan_memory import ALIGNMENT_BYTES, MemoryPlan
 
 ARENA, CONSTANTS, FIRST_INPUT = 0, 1, 2
@@ -95,16 +95,16 @@ class Program:
         return [step for step in self.steps if isinstance(step, list)]
 
 
-def assemble(graph_module: fx.GraphModule, vector_lanes: int) -> Program:
-    """The program of a graph whose layouts, tilings and memory are planned."""
-    return _Assembly(graph_module, vector_lanes).run()
+def assemble(graph_module: fx.GraphModule, vector_lanes: int, threads: int) -> Program:
+    """The program of a graph whose layouts, tilings and memory are planned, for calls with up to `threads` threads."""
+    return _Assembly(graph_module, vector_lanes, threads).run()
 
 
 class _Assembly:
     """One run of `assemble`."""
 
-    def __init__(self, graph_module: fx.GraphModule, vector_lanes: int) -> None:
-        self.graph_module, self.lanes = graph_module, vector_lanes
+    def __init__(self, graph_module: fx.GraphModule, vector_lanes: int, threads: int) -> None:
+        self.graph_module, self.lanes, self.threads = graph_module, vector_lanes, threads
         self.plan: MemoryPlan = graph_module.meta["sepc_memory"]
         self.program = Program()
         self.blocks: dict[fx.Node, tuple[int, int]] = {}  # owner → block, offset in bytes
@@ -152,6 +152,8 @@ class _Assembly:
     def _lowered(self, node: fx.Node, graph: fx.GraphModule) -> list[LoweredKernel]:
         """The kernel of a region; none for a concatenation whose inputs have all been written into their places."""
         tiling = choice(node).tiling
+        if region.info(node).kind == "chain" and isinstance(tiling, ChainTiling):
+            return [lower_chain(graph, chain_problems(node, graph), tiling, self.lanes)]
         if region.info(node).kind != "concatenation":
             return [lower(graph, region_problem(node, graph), tiling, self.lanes)]
         given = [None if layout(value).base is node else layout(value).strides for value in region.inputs(node)]
@@ -202,9 +204,12 @@ class _Assembly:
 
     # ---- memory
 
-    def _argument(self, node: fx.Node, argument: int | NDArray[Any] | None) -> Pointer:
+    def _argument(self, node: fx.Node, argument: Argument) -> Pointer:
         if argument is None:
             return self._pointer(node)
+        if isinstance(argument, Scratch):
+            self.scratch_bytes = max(self.scratch_bytes, argument.bytes_per_thread * self.threads)
+            return Pointer(ARENA, self.scratch_offset)
         if isinstance(argument, int):
             return self._pointer(region.inputs(node)[argument])
         return Pointer(CONSTANTS, self._constant(argument))

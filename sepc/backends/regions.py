@@ -11,46 +11,63 @@ from numpy.typing import NDArray
 from torch import fx
 
 from sepc.backends.stages import dense, lanewise
+from sepc.backends.stages.chain import ChainStage
 from sepc.backends.stages.elementwise import Expression
 from sepc.backends.stages.kernel import Frame, Parameter, build_function
 from sepc.backends.stages.mapping import MappingStage
 from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
-from sepc.backends.stages.vector import Expr, Index, Operand, lanes_of
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, Tiling
+from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
+from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTiling, Tiling
 from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.layout import storage_elements
-from sepc.ir.problem import Problem, Strides, copy_problem
+from sepc.ir.problem import Problem, Strides, chain_of, copy_problem
 from sepc.ir.region import computations, placeholders, result
-from sepc.ir.stage import Convolution, Normalization, Pooling
+from sepc.ir.stage import Convolution, Normalization, Pooling, ceil_div
 
 FloatArray = NDArray[np.float32]
 
 
+FLOAT_BYTES = 4
+LINE_ELEMENTS = 16
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Memory that a kernel needs while it runs, for each thread."""
+
+    bytes_per_thread: int
+
+
+# What a kernel's pointer is: a placeholder's index, an array of constants, scratch, or None for the result.
+Argument = int | FloatArray | Scratch | None
+
+
 @dataclass(frozen=True)
 class LoweredKernel:
-    """A kernel and what its pointer parameters are, in order.
+    """A kernel and what its pointer parameters are.
 
     Attributes:
         name: symbol of the kernel; equal for equal kernels.
         function: tirx PrimFunc with raw C calling convention.
-        arguments: per pointer the index of the region's placeholder, an array of constants, or None for the result.
+        arguments: what each pointer is, in order.
     """
 
     name: str
     function: Expr
-    arguments: tuple[int | FloatArray | None, ...]
+    arguments: tuple[Argument, ...]
 
 
 class _Arguments:
     """Collects the pointer parameters of a kernel."""
 
-    def __init__(self, region: fx.GraphModule) -> None:
+    def __init__(self, region: fx.GraphModule, lanes: int) -> None:
+        self.lanes = lanes
         self._region = region
         self._index = {node: index for index, node in enumerate(placeholders(region))}
         self.parameters: list[Parameter] = []
-        self.values: list[int | FloatArray | None] = []
+        self.values: list[Argument] = []
 
     def constant(self, name: str, array: FloatArray) -> str:
         """Add an array of constants; returns its parameter name."""
@@ -72,6 +89,13 @@ class _Arguments:
         self.values.append(None)
         return "out"
 
+    def scratch(self, elements_per_thread: int) -> str:
+        """Add a pointer to memory of each thread's own, one piece after the other; returns its parameter name."""
+        # How many threads there are is known at the call only; the size of the buffer does not matter to the code.
+        self.parameters.append(Parameter("scratch", elements_per_thread))
+        self.values.append(Scratch(elements_per_thread * FLOAT_BYTES))
+        return "scratch"
+
     def array(self, node: fx.Node) -> FloatArray:
         """The values of a constant of the region."""
         return ops.constant(self._region, node).detach().contiguous().numpy()
@@ -79,7 +103,7 @@ class _Arguments:
 
 def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) -> LoweredKernel:
     """The kernel of `region`, whose loop nest is `problem`, with vectors of `lanes` channels."""
-    arguments = _Arguments(region)
+    arguments = _Arguments(region, lanes)
     out_elements = storage_elements(_extents(problem), problem.result)
     source = ""
     if problem.input is not None:
@@ -96,6 +120,49 @@ def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) 
     return _finish(arguments, body)
 
 
+def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: ChainTiling, lanes: int) -> LoweredKernel:
+    """The kernel of `region`, a chain of convolutions with loop nests `problems`; it needs scratch for each thread."""
+    arguments = _Arguments(region, lanes)
+    first = problems[0]
+    if first.input is None:
+        raise VerificationError("A chain begins with a convolution")
+    source = arguments.tensor(first.input, *_source_extent(first))
+    links = [
+        _ConvolutionLink.of(problem, block, arguments) for problem, block in zip(problems, tiling.links, strict=True)
+    ]
+    names = [
+        {node: arguments.tensor(node, strides, _extents(problem)) for node, strides in problem.operands.items()}
+        for problem in problems
+    ]
+    out = arguments.result(storage_elements(_extents(problems[-1]), problems[-1].result))
+    chain = chain_of(problems)
+    rings = chain.ring_elements(tiling.step)
+    starts = [sum(map(_aligned_elements, rings[:index])) for index in range(len(rings) + 1)]
+    scratch = arguments.scratch(starts[-1])
+
+    def body(frame: Frame) -> None:
+        base = frame.thread * starts[-1]
+        between = [
+            Ring(frame.buffers[scratch], problem.result, base + start, rows=rows)
+            for problem, start, rows in zip(problems, starts, chain.rows_for(tiling.step)[:-1], strict=False)
+        ]
+        sources = [Operand(frame.buffers[source], first.source), *between]
+        targets = [*between, Operand(frame.buffers[out], problems[-1].result)]
+        stages = []
+        for problem, link, read, write, own in zip(problems, links, sources, targets, names, strict=True):
+            operands = {node: Operand(frame.buffers[own[node]], s) for node, s in problem.operands.items()}
+            expression = Expression(problem.epilogue, operands)
+            stages.append(link.stage(frame, read, _sink(problem.anchor, expression, write), lanes))
+        ChainStage(stages, tiling.rows, tiling.step).emit(frame)
+
+    return _finish(arguments, body)
+
+
+def _aligned_elements(elements: int) -> int:
+    """`elements` of scratch, rounded up to a cache line, and a gap: buffers are not to start at equal page offsets."""
+    return ceil_div(elements, LINE_ELEMENTS) * LINE_ELEMENTS + 3 * LINE_ELEMENTS
+
+
 def lower_concatenation(
     region: fx.GraphModule, strides: Sequence[Strides | None], result_strides: Strides, tiling: RowTiling, lanes: int
 ) -> LoweredKernel:
@@ -105,7 +172,7 @@ def lower_concatenation(
     """
     cat = ops.Cat.of(computations(region)[0])
     given = dict(zip(placeholders(region), strides, strict=True))
-    arguments = _Arguments(region)
+    arguments = _Arguments(region, lanes)
     pieces: list[tuple[Problem, str, int]] = []
     start = 0
     for node in cat.inputs:
@@ -163,25 +230,23 @@ _Emitter = Callable[[Frame, Expression, Operand], None]
 def _anchor_emitter(problem: Problem, tiling: Tiling, lanes: int, source: str, arguments: _Arguments) -> _Emitter:
     """The emitter of the problem's stage; adds the constants that it reads to `arguments`."""
     anchor, stage = problem.anchor, problem.stage
-
-    def sink(expression: Expression, out: Operand) -> dense.Sink:
-        def finish(position: Sequence[Index], value: Expr) -> None:
-            values: Mapping[fx.Node, Expr] = {anchor: value} if anchor is not None else {}
-            out.store(position, expression(values, position, lanes_of(value)))
-
-        return finish
-
     if anchor is None and isinstance(tiling, RowTiling):
 
         def emit_map(frame: Frame, expression: Expression, out: Operand) -> None:
             _map_emitter(problem, tiling, lanes, lambda at, n: expression({}, at, n))(frame, out)
 
         return emit_map
-    if isinstance(stage, Convolution):
-        return _convolution_emitter(problem, stage, tiling, lanes, source, arguments, sink)
+    if isinstance(stage, Convolution) and isinstance(tiling, DenseTiling | LaneTiling):
+        link = _ConvolutionLink.of(problem, tiling, arguments)
+
+        def emit_convolution(frame: Frame, expression: Expression, out: Operand) -> None:
+            read = Operand(frame.buffers[source], problem.source)
+            link.stage(frame, read, _sink(anchor, expression, out), lanes).emit(frame)
+
+        return emit_convolution
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
         return lambda frame, expression, out: PoolingStage(
-            stage, tiling, lanes, Operand(frame.buffers[source], problem.source), sink(expression, out)
+            stage, tiling, lanes, Operand(frame.buffers[source], problem.source), _sink(anchor, expression, out)
         ).emit(frame)
     if isinstance(stage, Normalization) and isinstance(tiling, RowTiling) and anchor is not None:
         norm = ops.LayerNorm.of(anchor)
@@ -194,43 +259,58 @@ def _anchor_emitter(problem: Problem, tiling: Tiling, lanes: int, source: str, a
             Operand(frame.buffers[source], problem.source),
             frame.buffers.get(gain),
             frame.buffers.get(shift),
-            sink(expression, out),
+            _sink(anchor, expression, out),
         ).emit(frame)
     raise VerificationError(
         "A tiling does not fit its stage", why=f"{type(tiling).__name__} for {type(stage).__name__}"
     )
 
 
-def _convolution_emitter(
-    problem: Problem,
-    stage: Convolution,
-    tiling: Tiling,
-    lanes: int,
-    source: str,
-    arguments: _Arguments,
-    sink: Callable[[Expression, Operand], dense.Sink],
-) -> _Emitter:
-    anchor = problem.anchor
-    if anchor is None:
-        raise VerificationError("A convolution has an anchor")
-    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
-    array = arguments.array(accessor.weight)
-    weight = array.reshape(*array.shape[:2], *stage.kernel)
-    if isinstance(tiling, LaneTiling):
-        packed = arguments.constant("weight", lanewise.pack_weights(weight, stage, lanes))
-    elif isinstance(tiling, DenseTiling):
-        packed = arguments.constant("weight", dense.pack_weights(weight, stage, tiling.panel))
-    bias = arguments.constant("bias", arguments.array(accessor.bias)) if accessor.bias is not None else ""
+def _sink(anchor: fx.Node | None, expression: Expression, out: Operand) -> dense.Sink:
+    """Applies `expression` to finished vectors of `anchor`, and stores them."""
 
-    def emit(frame: Frame, expression: Expression, out: Operand) -> None:
-        read = Operand(frame.buffers[source], problem.source)
-        weights, biases, finish = frame.buffers[packed], frame.buffers.get(bias), sink(expression, out)
+    def finish(position: Sequence[Index], value: Expr) -> None:
+        values: Mapping[fx.Node, Expr] = {anchor: value} if anchor is not None else {}
+        out.store(position, expression(values, position, lanes_of(value)))
+
+    return finish
+
+
+@dataclass(frozen=True)
+class _ConvolutionLink:
+    """A convolution with its packed constants, ready to become a stage in a frame."""
+
+    convolution: Convolution
+    tiling: DenseTiling | LaneTiling
+    weight: str
+    bias: str
+
+    @staticmethod
+    def of(problem: Problem, tiling: DenseTiling | LaneTiling, arguments: _Arguments) -> _ConvolutionLink:
+        """Pack the constants of the convolution that `problem` is about, and add them to `arguments`."""
+        anchor, conv = problem.anchor, problem.stage
+        if anchor is None or not isinstance(conv, Convolution):
+            raise VerificationError("A convolution has an anchor")
+        accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+        array = arguments.array(accessor.weight)
+        weight = array.reshape(*array.shape[:2], *conv.kernel)
         if isinstance(tiling, LaneTiling):
-            lanewise.LanewiseStage(stage, tiling, lanes, read, weights, biases, finish).emit(frame)
-        elif isinstance(tiling, DenseTiling):
-            dense.DenseStage(stage, tiling, read, weights, biases, finish).emit(frame)
+            packed = lanewise.pack_weights(weight, conv, arguments.lanes)
+        else:
+            packed = dense.pack_weights(weight, conv, tiling.panel)
+        number = len(arguments.values)
+        name = arguments.constant(f"weight_{number}", packed)
+        bias = "" if accessor.bias is None else arguments.constant(f"bias_{number}", arguments.array(accessor.bias))
+        return _ConvolutionLink(conv, tiling, name, bias)
 
-    return emit
+    def stage(
+        self, frame: Frame, read: Operand, finish: dense.Sink, lanes: int
+    ) -> dense.DenseStage | lanewise.LanewiseStage:
+        """The stage that reads `read` and hands its results to `finish`."""
+        weights, biases = frame.buffers[self.weight], frame.buffers.get(self.bias)
+        if isinstance(self.tiling, LaneTiling):
+            return lanewise.LanewiseStage(self.convolution, self.tiling, lanes, read, weights, biases, finish)
+        return dense.DenseStage(self.convolution, self.tiling, read, weights, biases, finish)
 
 
 def _map_emitter(

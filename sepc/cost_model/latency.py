@@ -8,6 +8,7 @@ kernel-row loops and tasks add what setting them up costs. The bytes come from `
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -103,7 +104,23 @@ def predict(
     if isinstance(tiling, DenseTiling) and _unrolls_tight_blocks(stage, tiling, machine):
         cycles *= SPILL_FACTOR
     cycles += TASK_CYCLES * ceil_div(nest.tasks, threads)
-    fetched = _fetched(nest, machine, threads)
+    moved = streamed_footprint(stage, operand_bytes).total
+    return time_of(stage.flops, cycles, _fetched(nest, machine, threads), machine, threads, moved)
+
+
+def time_of(
+    flops: int, cycles: float, fetched: Sequence[Footprint], machine: Machine, threads: int, bytes_moved: float
+) -> Cost:
+    """The cost of `cycles` of arithmetic on the busiest thread, which moves `fetched` per level behind the first.
+
+    Args:
+        flops: floating-point operations of all threads.
+        cycles: cycles of one core.
+        fetched: bytes of one thread, one entry per level of `machine` but the first.
+        machine: the machine.
+        threads: threads, each on a core of its own.
+        bytes_moved: compulsory bytes.
+    """
     times = {"compute": cycles}
     for level, footprint in zip(machine.levels[1:], fetched, strict=True):
         reads = level.combined_bandwidth_bytes_per_cycle(threads) / threads
@@ -115,9 +132,8 @@ def predict(
     bytes_per_level = tuple(
         (level.name, footprint.total * threads) for level, footprint in zip(machine.levels[1:], fetched, strict=True)
     )
-    moved = streamed_footprint(stage, operand_bytes).total
     time_us = machine.cycles_to_us(total) + machine.kernel_overhead_us
-    return Cost(stage.flops, machine.cycles_to_us(cycles), bytes_per_level, moved, time_us, bottleneck)
+    return Cost(flops, machine.cycles_to_us(cycles), bytes_per_level, bytes_moved, time_us, bottleneck)
 
 
 def _unrolls_tight_blocks(stage: Stage, tiling: DenseTiling, machine: Machine) -> bool:

@@ -60,4 +60,23 @@ class RowTiling:
         return f"task {self.rows} rows"
 
 
-Tiling = DenseTiling | LaneTiling | RowTiling
+@dataclass(frozen=True)
+class ChainTiling:
+    """Blocking of a chain of convolutions over a moving window of rows.
+
+    Attributes:
+        links: the register blocks of the links; how their tasks are cut does not apply.
+        rows: output rows of the last link per task; each task computes its halo anew.
+        step: output rows of the last link per turn of the window.
+    """
+
+    links: tuple[DenseTiling | LaneTiling, ...]
+    rows: int
+    step: int
+
+    def __str__(self) -> str:
+        blocks = ", ".join(str(link).split(", task")[0].removeprefix("registers ") for link in self.links)
+        return f"registers {blocks}; window of {self.step} rows, task {self.rows} rows"
+
+
+Tiling = DenseTiling | LaneTiling | RowTiling | ChainTiling

@@ -17,7 +17,7 @@ from torch import fx
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.region import computations, result
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
+from sepc.ir.stage import Chain, Convolution, Map, Normalization, Pooling, Stage
 
 Strides = tuple[int, ...]
 
@@ -90,6 +90,44 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_s
     source = () if tensor is None else _source(anchor, tensor, stage, strides)
     problem = Problem(stage, anchor, tensor, epilogue, source, operands, result_in_space)
     return _merge(problem, extents)
+
+
+def analyse_chain(
+    region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_strides: Strides
+) -> tuple[Problem, ...]:
+    """The loop nests of a region that is a chain of convolutions, one per link, over (batch, row, column, channel).
+
+    Between two links lies a ring buffer of rows, dense but for the number of rows; otherwise as `analyse`.
+    """
+    problems: list[Problem] = []
+    links = links_of(region)
+    for index, (anchor, epilogue) in enumerate(links):
+        extents, axes, stage = _anchor_space(anchor, elementwise=False)
+        operands = _operands(epilogue, {anchor: axes}, axes, len(extents), strides)
+        ring = (0, extents[2] * extents[3], extents[3], 1)
+        last = index == len(links) - 1
+        written = _spread(axes, result_strides, ops.shape(result(region)), len(extents)) if last else ring
+        tensor = unpadded(anchor.all_input_nodes[0])
+        source = problems[-1].result if problems else _source(anchor, tensor, stage, strides)
+        problems.append(Problem(stage, anchor, tensor, epilogue, source, operands, written))
+    return tuple(problems)
+
+
+def links_of(region: fx.GraphModule) -> list[tuple[fx.Node, tuple[fx.Node, ...]]]:
+    """The convolutions of a chain, each with the elementwise operators up to the next one."""
+    links: list[tuple[fx.Node, tuple[fx.Node, ...]]] = []
+    for node in computations(region):
+        if ops.Conv.matches(node):
+            links.append((node, ()))
+        elif not ops.Pad.matches(node):
+            anchor, epilogue = links.pop()
+            links.append((anchor, (*epilogue, node)))
+    return links
+
+
+def chain_of(problems: Sequence[Problem]) -> Chain:
+    """The stages of a chain's loop nests."""
+    return Chain(tuple(problem.stage for problem in problems if isinstance(problem.stage, Convolution)))
 
 
 def anchor_of(region: fx.GraphModule) -> tuple[fx.Node, tuple[fx.Node, ...]]:

@@ -15,7 +15,17 @@ from sepc.ir.origin import derive
 
 Kernel = Literal["sepc", "tvm", "torch"]
 
-REGION_KINDS = ("convolution", "linear", "pooling", "normalization", "elementwise", "copy", "concatenation", "other")
+REGION_KINDS = (
+    "convolution",
+    "chain",
+    "linear",
+    "pooling",
+    "normalization",
+    "elementwise",
+    "copy",
+    "concatenation",
+    "other",
+)
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,34 @@ def extract(
             if node is not first:
                 first.prepend(node)
     return _install(graph_module, fx.GraphModule(owner, inner), nodes, outer, name, region_info, pass_name)
+
+
+def merge(
+    graph_module: fx.GraphModule, nodes: Sequence[fx.Node], name: str, region_info: RegionInfo, pass_name: str
+) -> fx.Node:
+    """Make one region, called `name`, of the regions `nodes`, of which each is the only reader of the one before it.
+
+    Returns the new region's node, which stands where the last of `nodes` stood.
+    """
+    inner = fx.Graph()
+    owner = torch.nn.Module()
+    known: dict[fx.Node, fx.Node] = {}  # outer value → node of the new graph
+    graphs = [submodule(graph_module, node) for node in nodes]
+    outer = [value for node in nodes for value in inputs(node) if value not in nodes]
+    for value in dict.fromkeys(outer):
+        known[value] = inner.placeholder(value.name)
+        known[value].meta = _inherited(value.meta)
+    for node, graph in zip(nodes, graphs, strict=True):
+        copies = {own: known[value] for own, value in zip(placeholders(graph), inputs(node), strict=True)}
+        for own in graph.graph.nodes:
+            if own.op == "get_attr":
+                setattr(owner, str(own.target), getattr(graph, str(own.target)))
+            if own.op in ("get_attr", "call_function"):
+                copies[own] = inner.node_copy(own, copies.__getitem__)
+        known[node] = copies[result(graph)]
+    inner.output(known[nodes[-1]])
+    external = list(dict.fromkeys(outer))
+    return _install(graph_module, fx.GraphModule(owner, inner), nodes, external, name, region_info, pass_name)
 
 
 def _inherited(meta: Mapping[str, object]) -> dict[str, object]:

@@ -189,4 +189,34 @@ class Map:
         return total
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Convolutions, each reading what the one before it writes, computed together over a moving window of rows."""
+
+    links: tuple[Convolution, ...]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all links, no row computed twice."""
+        return sum(link.flops for link in self.links)
+
+    def rows_for(self, rows: int) -> tuple[int, ...]:
+        """Output rows that each link computes for `rows` neighbouring rows of the last one's output."""
+        needed = [rows]
+        for before, link in zip(reversed(self.links[:-1]), reversed(self.links), strict=False):
+            span = (needed[0] - 1) * link.stride[0] + (link.kernel[0] - 1) * link.dilation[0] + 1
+            needed.insert(0, min(before.out_height, span))
+        return tuple(needed)
+
+    def ring_elements(self, step: int) -> tuple[int, ...]:
+        """Elements of the ring buffers between the links, if the last one computes `step` rows per turn.
+
+        A ring holds the rows that the next link reads in one turn, however many it computes at most.
+        """
+        rows = self.rows_for(step)[:-1]
+        return tuple(
+            count * link.out_width * link.out_channels for count, link in zip(rows, self.links[:-1], strict=True)
+        )
+
+
 Stage = Convolution | Pooling | Normalization | Map

@@ -17,12 +17,13 @@ from typing import ClassVar
 
 from torch import fx
 
+from sepc.cost_model.chain import choose_chain
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.layout import layout
-from sepc.ir.problem import Problem, UnsupportedRegionError, analyse, copy_problem
+from sepc.ir.problem import Problem, UnsupportedRegionError, analyse, analyse_chain, chain_of, copy_problem
 from sepc.ir.stage import Map, Stage
 from sepc.passes.manager import PassContext
 
@@ -67,6 +68,16 @@ def region_problem(node: fx.Node, graph: fx.GraphModule) -> Problem:
     return analyse(graph, dict(zip(region.placeholders(graph), given, strict=True)), layout(node).strides)
 
 
+def chain_problems(node: fx.Node, graph: fx.GraphModule) -> tuple[Problem, ...]:
+    """The loop nests of the chain that `node` calls, with the strides planned for its tensors."""
+    given = [layout(value).strides for value in region.inputs(node)]
+    return analyse_chain(graph, dict(zip(region.placeholders(graph), given, strict=True)), layout(node).strides)
+
+
+def _operand_bytes(problem: Problem) -> int:
+    return sum(BYTES_PER_FLOAT * ops.tensor(operand).numel() for operand in problem.operands)
+
+
 def _largest_copy(node: fx.Node) -> Stage:
     """The largest copy that a concatenation makes, whose tiling serves for all; one element if it makes none."""
     copies: list[Stage] = [
@@ -80,6 +91,11 @@ def _largest_copy(node: fx.Node) -> Stage:
 def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int) -> Choice:
     if region.info(node).kind == "concatenation":
         return choose(_largest_copy(node), machine, threads)
+    if region.info(node).kind == "chain":
+        problems = chain_problems(node, graph)
+        costs = tuple(problem.epilogue_cost for problem in problems)
+        operands = sum(map(_operand_bytes, problems))
+        return choose_chain(chain_of(problems), machine, threads, epilogue_costs=costs, operand_bytes=operands)
     problem = region_problem(node, graph)
-    operand_bytes = sum(BYTES_PER_FLOAT * ops.tensor(operand).numel() for operand in problem.operands)
+    operand_bytes = _operand_bytes(problem)
     return choose(problem.stage, machine, threads, epilogue_cost=problem.epilogue_cost, operand_bytes=operand_bytes)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.choose_tiling import ChooseTiling
 from sepc.passes.fold_batch_norm import FoldBatchNorm
+from sepc.passes.fuse import Fuse
 from sepc.passes.group import Group
 from sepc.passes.place_concatenations import PlaceConcatenations
 from sepc.passes.plan_layout import PlanLayout
@@ -22,6 +23,8 @@ PIPELINE: tuple[Pass, ...] = (
     FoldBatchNorm(),
     # From here on a node is a kernel. Whatever rewrites single operations has to come before.
     Group(),
+    # Needs the regions. Before layouts are planned, as values inside a region have none.
+    Fuse(),
     # Needs the regions: what a region reads and writes decides the layouts, and copies become regions of their own.
     PlanLayout(),
     # Needs the layouts, and has to come before anything looks at the strides of a single kernel.
@@ -36,6 +39,7 @@ PASSES: dict[str, type[Pass]] = {
     "canonicalize": Canonicalize,
     "fold-batch-norm": FoldBatchNorm,
     "group": Group,
+    "fuse": Fuse,
     "plan-layout": PlanLayout,
     "place-concatenations": PlaceConcatenations,
     "choose-tiling": ChooseTiling,

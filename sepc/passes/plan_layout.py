@@ -100,7 +100,12 @@ def _plan_region(node: fx.Node, copies: _Copies) -> None:
         _require_channel_vectors(node, kind, copies)
     given = [layout(value).strides for value in region.inputs(node)]
     strides = dict(zip(region.placeholders(graph), given, strict=True))
-    order = _concatenation_order(graph, given) if kind.kind == "concatenation" else result_order(graph, strides)
+    if kind.kind == "chain":
+        order = channels_last_order(len(ops.shape(node)))
+    elif kind.kind == "concatenation":
+        order = _concatenation_order(graph, given)
+    else:
+        order = result_order(graph, strides)
     node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node), order), 0, node)
 
 

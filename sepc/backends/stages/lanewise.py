@@ -90,6 +90,18 @@ class LanewiseStage:
 
             for_each_channel_group(conv.out_channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
 
+    def emit_row(self, batch: Index, row: Index) -> None:
+        """One output row, all channels and columns."""
+        conv, vectors = self.convolution, self.tiling.vectors
+        segments = conv.column_segments(self.tiling.columns)
+        blocks = max(segment.repeat for segment in segments)
+
+        def body(channel: Index, widths: tuple[int, ...]) -> None:
+            for_each_block(segments, blocks, 0, 1, _Block(self, widths, batch, row, channel).emit)
+
+        all_groups = ceil_div(conv.out_channels, self.lanes * vectors)
+        for_each_channel_group(conv.out_channels, self.lanes, vectors, all_groups, 0, 1, body)
+
 
 @dataclass(frozen=True)
 class _Block:

@@ -71,6 +71,19 @@ class Operand:
         T.buffer_store(self.buffer, value, [ramp(self.at(position), lanes_of(value), self.strides[axis])])
 
 
+@dataclass(frozen=True)
+class Ring(Operand):
+    """A buffer over (batch, row, column, channel) that keeps the last `rows` rows of one image."""
+
+    rows: int = 1
+
+    def at(self, position: Sequence[Index]) -> Index:
+        """Flat element index of `position`: rows wrap around, the image does not matter."""
+        _, row, *rest = position
+        wrapped = row % self.rows if isinstance(row, int) else tirx.truncmod(row, self.rows)
+        return super().at((0, wrapped, *rest))
+
+
 class Accumulator:
     """A vector register: a small local buffer that LLVM keeps in a register, as all its indices are constants."""
 

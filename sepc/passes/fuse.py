@@ -1,0 +1,154 @@
+"""fuse: make one region of neighbouring convolutions where moving less memory is worth more than computing rows twice.
+
+Pattern. Convolution regions r₁ → r₂ → … → rₙ, each the only reader of the one before it.
+
+Equation. cost(r₁ … rₙ) = min over cuts of Σ cost(piece): the shortest path through the points between the regions, an
+edge from i to j being the regions rᵢ₊₁ … rⱼ as one kernel. One region costs what its best tiling costs; several cost
+what their best chain tiling costs, in which each link's rows stay in a ring buffer (`sepc.backends.stages.chain`).
+
+Preconditions. Images with rows (4-D, and more than one row each), no permute inside, and the reader takes the value as
+the input of its convolution only. One link at least has a window (a pure chain of pointwise convolutions has no rows to
+share). Each edge that is not taken is noted, with what it would have gained or lost.
+
+    %a = region_0_convolution(%x)      1×1, clamp
+    %b = region_1_convolution(%a)      depthwise, clamp      →      %c = region_0_chain(%x)
+    %c = region_2_convolution(%b, %x)  1×1, add
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from typing import ClassVar
+
+import networkx as nx
+from torch import fx
+
+from sepc.cost_model.chain import choose_chain
+from sepc.cost_model.machine import Machine
+from sepc.cost_model.search import choose
+from sepc.errors import VerificationError
+from sepc.ir import ops, region
+from sepc.ir.problem import Problem, analyse_chain, chain_of, channels_last_order, contiguous_strides, unpadded
+from sepc.ir.stage import Convolution
+from sepc.passes.manager import PassContext
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Joins convolution regions into chains of up to `longest` links, where the cost model predicts a gain."""
+
+    name: ClassVar[str] = "fuse"
+    longest: int = 3
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
+        """Rewrite `graph_module`; returns whether anything was fused."""
+        if context.machine is None:
+            raise VerificationError("fuse needs a machine", fix="set PassContext.machine")
+        count = 0
+        for sequence in list(_sequences(graph_module)):
+            links = [_link(graph_module, node) for node in sequence]
+            for begin, end in self._cut(sequence, links, context, context.machine):
+                if end - begin > 1:
+                    piece = list(sequence[begin:end])
+                    name = f"region_{count}_chain"
+                    region.merge(graph_module, piece, name, region.RegionInfo("chain"), self.name)
+                    count += 1
+        return count > 0
+
+    def _cut(
+        self, nodes: Sequence[fx.Node], links: Sequence[Problem], context: PassContext, machine: Machine
+    ) -> list[tuple[int, int]]:
+        """The pieces of the cheapest way through `links`, as half-open ranges."""
+        ways = nx.DiGraph()
+        for begin, end in combinations(range(len(links) + 1), 2):
+            if end - begin == 1 or (end - begin <= self.longest and _has_window(links[begin:end])):
+                time_us = _time_us(links[begin:end], machine, context.threads)
+                ways.add_edge(begin, end, time_us=time_us)
+        path = nx.shortest_path(ways, 0, len(links), weight="time_us")
+        taken = list(pairwise(path))
+        for begin, end in ways.edges:
+            if end - begin > 1 and (begin, end) not in taken:
+                alone = sum(ways.edges[index, index + 1]["time_us"] for index in range(begin, end))
+                names = "…".join(node.name for node in (nodes[begin], nodes[end - 1]))
+                gain = alone - ways.edges[begin, end]["time_us"]
+                context.note(
+                    self.name, nodes[begin], f"{names} not fused: predicted gain over single kernels {gain:.1f} µs"
+                )
+        return taken
+
+
+def _sequences(graph_module: fx.GraphModule) -> Iterator[list[fx.Node]]:
+    """The longest runs of two or more convolution regions, each the only reader of the one before it."""
+    seen: set[fx.Node] = set()
+    for node, _ in region.regions(graph_module):
+        if node in seen or not _is_candidate(graph_module, node):
+            continue
+        sequence = [node]
+        while (reader := _only_reader(graph_module, sequence[-1])) is not None:
+            sequence.append(reader)
+        seen.update(sequence)
+        if len(sequence) > 1:
+            yield sequence
+
+
+def _is_candidate(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether `node` is a convolution region over images with rows, without a permute inside."""
+    if not region.is_region(node) or region.info(node).kind != "convolution" or len(ops.shape(node)) != 4:
+        return False
+    inside = region.computations(region.submodule(graph_module, node))
+    return ops.shape(node)[2] > 1 and not any(ops.Permute.matches(inner) for inner in inside)
+
+
+def _only_reader(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The candidate that is the only reader of `node` and convolves it, if there is one."""
+    readers = list(node.users)
+    if len(readers) != 1 or not _is_candidate(graph_module, readers[0]):
+        return None
+    graph = region.submodule(graph_module, readers[0])
+    inner = dict(zip(region.inputs(readers[0]), region.placeholders(graph), strict=True))[node]
+    convolution = next(one for one in region.computations(graph) if ops.Conv.matches(one))
+    reads = [one for one in region.computations(graph) if inner in one.all_input_nodes]
+    is_input = unpadded(ops.Conv.of(convolution).input) is inner and region.inputs(readers[0]).count(node) == 1
+    return readers[0] if is_input and len(reads) == 1 else None
+
+
+def _link(graph_module: fx.GraphModule, node: fx.Node) -> Problem:
+    """The loop nest of a convolution region, all of whose tensors lie channels-last."""
+    graph = region.submodule(graph_module, node)
+
+    def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return contiguous_strides(shape, channels_last_order(len(shape)) if len(shape) > 1 else None)
+
+    strides = {inner: channels_last(ops.shape(inner)) for inner in region.placeholders(graph)}
+    (problem,) = analyse_chain(graph, strides, channels_last(ops.shape(node)))
+    return problem
+
+
+def _has_window(links: Sequence[Problem]) -> bool:
+    return any(isinstance(link.stage, Convolution) and link.stage.kernel[0] > 1 for link in links)
+
+
+def _time_us(links: Sequence[Problem], machine: Machine, threads: int) -> float:
+    """Predicted time of `links` as one kernel, its barrier included."""
+    barrier_us = machine.barrier_us if threads > 1 else 0.0
+    costs = tuple(link.epilogue_cost for link in links)
+    operands = [node for link in links for node in link.operands]
+    operand_bytes = sum(FLOAT_BYTES * ops.tensor(node).numel() for node in operands)
+    chain = chain_of(links)
+    if len(links) > 1:
+        found = choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operand_bytes)
+    else:
+        stage = _one_row(chain.links[0])
+        found = choose(stage, machine, threads, epilogue_cost=costs[0], operand_bytes=operand_bytes)
+    return found.cost.time_us + barrier_us
+
+
+def _one_row(conv: Convolution) -> Convolution:
+    """A pointwise convolution as the one long row of pixels that it is when it stands alone."""
+    if conv.taps != 1 or conv.stride != (1, 1) or conv.padding != (0, 0):
+        return conv
+    return replace(conv, batch=1, in_height=1, in_width=conv.pixels, out_height=1, out_width=conv.pixels)

@@ -1,0 +1,110 @@
+"""Stages: lanes and column segments cover everything exactly once, and what is called interior is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div, split_lanes
+
+SETTINGS = settings(max_examples=500, deadline=None, derandomize=True)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Convolution:
+    """A convolution of one row: kernels may be larger than the map, padding larger than the kernel."""
+    width, kernel, stride, dilation = (draw(st.integers(1, most)) for most in (40, 9, 4, 4))
+    padding = draw(st.integers(0, 12))
+    # With padding behind the row too, of another size: as where a pad joins.
+    behind = draw(st.integers(0, 12))
+    reach = width + padding + behind - dilation * (kernel - 1) - 1
+    out = max(1, reach // stride + 1)
+    return Convolution(1, 1, width, 1, out, 8, 8, 1, (1, kernel), (1, stride), (0, padding), (1, dilation))
+
+
+@SETTINGS
+@given(rows(), st.integers(1, 30))
+def test_column_segments_cover_every_column_once_and_in_order(conv: Convolution, block: int) -> None:
+    covered = [
+        segment.start + index
+        for segment in conv.column_segments(block)
+        for index in range(segment.columns * segment.repeat)
+    ]
+    assert covered == list(range(conv.out_width))
+
+
+@SETTINGS
+@given(rows(), st.integers(1, 30))
+def test_interior_segments_need_no_check(conv: Convolution, block: int) -> None:
+    for segment in conv.column_segments(block):
+        columns = range(segment.start, segment.start + segment.columns * segment.repeat)
+        inside = all(conv.column_valid(column, tap) for column in columns for tap in range(conv.kernel[1]))
+        assert inside or not segment.interior
+
+
+@SETTINGS
+@given(rows(), st.integers(1, 30))
+def test_segments_are_no_wider_than_the_block_and_only_the_interior_repeats(conv: Convolution, block: int) -> None:
+    segments = conv.column_segments(block)
+    assert all(1 <= segment.columns <= block for segment in segments)
+    assert all(segment.interior for segment in segments if segment.repeat > 1)
+    assert sum(segment.repeat > 1 for segment in segments) <= 1
+
+
+@SETTINGS
+@given(rows(), st.integers(0, 60), st.integers(0, 8))
+def test_a_column_is_valid_where_its_tap_is_inside(conv: Convolution, column: int, tap: int) -> None:
+    position = column * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
+    assert conv.column_valid(column, tap) == (position in range(conv.in_width))
+
+
+def test_most_of_a_usual_row_is_interior() -> None:
+    conv = Convolution(1, 56, 56, 56, 56, 64, 64, 64, (3, 3), (1, 1), (1, 1), (1, 1))
+    assert [(one.start, one.columns, one.repeat, one.interior) for one in conv.column_segments(6)] == [
+        (0, 6, 1, False),
+        (6, 6, 8, True),
+        (54, 2, 1, False),
+    ]
+
+
+@SETTINGS
+@given(st.integers(0, 200), st.sampled_from([1, 4, 8, 16]))
+def test_lanes_cover_the_channels_with_few_vectors(channels: int, lanes: int) -> None:
+    widths = split_lanes(channels, lanes)
+    assert sum(widths) == channels
+    assert list(widths) == sorted(widths, reverse=True)
+    assert all(width & (width - 1) == 0 and width <= lanes for width in widths)
+    assert len(widths) == channels // lanes + (channels % lanes).bit_count()
+
+
+@pytest.mark.parametrize(
+    ("groups", "channels_in", "channels_out", "expected"),
+    [
+        (1, 16, 16, False),  # dense
+        (16, 16, 16, True),  # depthwise
+        (16, 16, 32, True),  # with a multiplier of two
+        (16, 16, 48, False),  # groups of three do not fill vectors
+        (2, 16, 16, False),  # groups as wide as a vector
+        (4, 32, 16, True),  # narrow groups
+        (2, 64, 64, False),  # wide groups
+    ],
+)
+def test_a_vector_is_lanewise_where_it_spans_groups(
+    groups: int, channels_in: int, channels_out: int, expected: bool
+) -> None:
+    assert Convolution(1, 5, 5, 5, 5, channels_in, channels_out, groups).lanewise(8) is expected
+
+
+def test_numbers_of_a_convolution() -> None:
+    conv = Convolution(2, 9, 9, 4, 4, 12, 6, 3, (3, 2), (2, 2))
+    assert (conv.group_in, conv.group_out, conv.taps, conv.pixels) == (4, 2, 6, 32)
+    assert conv.flops == 2 * 32 * 6 * 4 * 6
+
+
+def test_numbers_of_the_other_stages() -> None:
+    assert Pooling(2, 6, 6, 3, 3, 8, True, kernel=(2, 3)).flops == 2 * 8 * 9 * 6
+    assert Pooling(2, 7, 6, 3, 3, 8, False, adaptive=True).window == (3, 2)
+    assert Normalization(10, 8, 1e-5).flops == 640
+    assert Map((2, 3, 4), 5).flops == 120
+    assert [ceil_div(value, 4) for value in (0, 1, 4, 5)] == [0, 1, 1, 2]
