@@ -77,6 +77,7 @@ def two_views(self: Function, x: torch.Tensor) -> Any:
         pytest.param(lambda self, x: x.expand(3, 2, 4, 6, 6), id="an expanded input"),
         pytest.param(lambda self, x: self.conv(x).mean(), id="a scalar"),
         pytest.param(lambda self, x: self.conv(x)[:, :, :0], id="nothing"),
+        pytest.param(lambda self, x: (x[:, :, 6:] + x[:, :, :0].exp(), x[:0, 1:] * self.table[1:]), id="empty sums"),
         pytest.param(lambda self, x: self.conv(x).relu().flip(2)[..., ::2], id="a strided view of a kernel of TVM"),
     ],
 )

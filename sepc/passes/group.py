@@ -75,10 +75,11 @@ def _computes(node: fx.Node) -> bool:
 
 def classify(node: fx.Node) -> RegionInfo:
     """The region that `node` would be the anchor of: its kind, and the reason where no stage of ours covers it."""
-    if is_elementwise(node):
-        return RegionInfo("elementwise")
     if not isinstance(node.meta["val"], torch.Tensor):
         return _foreign(f"{node.target} has several results")
+    if is_elementwise(node):
+        reason = _type_obstacle(node)
+        return _foreign(f"{node.target} {reason}") if reason else RegionInfo("elementwise")
     anchor = next((anchor for anchor in ANCHORS if anchor.operators.matches(node)), None)
     if anchor is None:
         return _foreign(f"no stage for {node.target}")

@@ -40,8 +40,11 @@ class PlaceConcatenations:
         for node, graph in region.regions(graph_module):
             if region.info(node).kind != "concatenation" or region.info(node).kernel != "sepc":
                 continue
-            for value, offset in parts(node, graph):
-                if reason := next(_obstacles(value, node), ""):
+            found = parts(node, graph)
+            for value, offset in found:
+                # A region has one placeholder for a value, however often it is concatenated.
+                twice = [part for part, _ in found].count(value) > 1
+                if reason := "it occurs twice" if twice else next(_obstacles(value, node), ""):
                     context.note(self.name, value, f"not written into {node.name}: {reason}")
                 else:
                     value.meta["sepc_layout"] = Layout(layout(node).strides, offset, node)
@@ -70,8 +73,6 @@ def _obstacles(value: fx.Node, node: fx.Node) -> Iterator[str]:
         yield "it is a concatenation itself"
     if region.info(value).kernel != "sepc":
         yield f"it is computed by {region.info(value).kernel}, densely"
-    if region.inputs(node).count(value) > 1:
-        yield "it occurs twice"
     if any(user.op == "output" for user in value.users):
         yield "it is a result of the graph"
     others = [user for user in value.users if user is not node]

@@ -207,6 +207,7 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: functional.max_pool2d(x.double(), 2), "on torch.float64: our stages compute in float32"),
         (lambda self, x: x.long() + 1, "no stage for aten.add.Tensor"),
         (lambda self, x: self.conv(x[:0]), "conv2d.* on an empty tensor"),
+        (lambda self, x: x[:, :, 6:].relu(), "relu.* on an empty tensor"),
         (lambda self, x: torch.cat([x, x[:0]]), "cat.* on an empty tensor"),
     ],
 )
