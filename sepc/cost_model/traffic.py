@@ -14,7 +14,7 @@ That one rule yields re-reads of weights per row tile, of the input per panel, h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -110,43 +110,68 @@ class Nest:
         return Footprint(activations, weights, results)
 
 
-def task_counts(stage: Stage, tiling: Tiling, lanes: int) -> tuple[int, ...]:
-    """Tasks along each dimension of the task space that the backend's kernel shares out, outermost first."""
+def task_tiles(stage: Stage, tiling: Tiling, lanes: int) -> tuple[tuple[int, int], ...]:
+    """The task space that the backend's kernel shares out, outermost dimension first: its extent, and how much of it
+    one task takes (the last one less).
+    """
     match stage, tiling:
         case Convolution(), DenseTiling():
             repeat = max(segment.repeat for segment in stage.column_segments(tiling.columns))
             panels = ceil_div(stage.group_out, sum(tiling.panel))
-            tiles = (
-                ceil_div(stage.out_height, tiling.rows),
-                ceil_div(repeat, tiling.blocks),
-                ceil_div(panels, tiling.panels),
-            )
-            return (stage.batch, stage.groups, *tiles)
+            tiles = ((stage.out_height, tiling.rows), (repeat, tiling.blocks), (panels, tiling.panels))
+            return ((stage.batch, 1), (stage.groups, 1), *tiles)
         case Convolution(), LaneTiling():
-            channel_tiles = lane_tiles(stage.out_channels, tiling, lanes)
-            return (stage.batch, ceil_div(stage.out_height, tiling.rows), channel_tiles)
+            return ((stage.batch, 1), (stage.out_height, tiling.rows), _lane_groups(stage.out_channels, tiling, lanes))
         case Pooling(), LaneTiling():
-            return (stage.batch, ceil_div(stage.out_height, tiling.rows), lane_tiles(stage.channels, tiling, lanes))
+            return ((stage.batch, 1), (stage.out_height, tiling.rows), _lane_groups(stage.channels, tiling, lanes))
         case Normalization(), RowTiling():
-            return (ceil_div(stage.pixels, tiling.rows),)
+            return ((stage.pixels, tiling.rows),)
         case Map(), RowTiling():
             if len(stage.extents) == 1:
-                return (max(1, stage.extents[0] // (2 * lanes * tiling.rows)),)
-            return (*stage.extents[:-2], ceil_div(stage.extents[-2], tiling.rows))
+                return ((max(1, stage.extents[0] // (2 * lanes)), tiling.rows),)
+            return (*((extent, 1) for extent in stage.extents[:-2]), (stage.extents[-2], tiling.rows))
     raise TypeError(f"{type(stage).__name__} cannot be tiled by {type(tiling).__name__}")
 
 
-def lane_tiles(channels: int, tiling: LaneTiling, lanes: int) -> int:
-    """Channel tiles of a lanewise stage."""
-    return ceil_div(ceil_div(channels, lanes * tiling.vectors), tiling.groups)
+def task_counts(stage: Stage, tiling: Tiling, lanes: int) -> tuple[int, ...]:
+    """Tasks along each dimension of the task space, outermost first."""
+    return tuple(ceil_div(extent, tile) for extent, tile in task_tiles(stage, tiling, lanes))
+
+
+MOST_COUNTED_TASKS: Final = 64
+
+
+def busiest_share(tiles: Sequence[tuple[int, int]], threads: int) -> float:
+    """The part of the work of a task space that the busiest of `threads` threads does.
+
+    Threads take runs of tasks of equal number; the last tile of a dimension may be smaller than the others, which is
+    counted where tasks are few enough to matter.
+    """
+    tasks = math.prod(ceil_div(extent, tile) for extent, tile in tiles)
+    if threads == 1 or tasks == 0:
+        return 1.0
+    if tasks > MOST_COUNTED_TASKS:
+        return ceil_div(tasks, threads) / tasks
+    sizes = [1]
+    for extent, tile in tiles:
+        pieces = [min(tile, extent - start) for start in range(0, extent, tile)]
+        sizes = [size * piece for size in sizes for piece in pieces]
+    shares = (sum(sizes[t * tasks // threads : (t + 1) * tasks // threads]) for t in range(threads))
+    return max(shares) / sum(sizes)
+
+
+def _lane_groups(channels: int, tiling: LaneTiling, lanes: int) -> tuple[int, int]:
+    """Groups of channel vectors of a lanewise stage, and how many a task takes."""
+    return ceil_div(channels, lanes * tiling.vectors), tiling.groups
 
 
 def nest_of(stage: Stage, tiling: Tiling, lanes: int, threads: int, operand_bytes: int = 0) -> Nest:
     """The loops of the busiest of `threads` threads; `operand_bytes`: all of the operands that the epilogue reads."""
-    counts = task_counts(stage, tiling, lanes)
+    tiles = task_tiles(stage, tiling, lanes)
+    counts = tuple(ceil_div(extent, tile) for extent, tile in tiles)
     tasks = math.prod(counts)
     own_tasks = ceil_div(tasks, threads)
-    share = own_tasks / tasks if tasks else 1.0
+    share = busiest_share(tiles, threads)
     match stage, tiling:
         case Convolution(), DenseTiling():
             loops, body, measure = _dense_loops(stage, tiling)
