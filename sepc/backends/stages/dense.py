@@ -20,7 +20,17 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import Frame, loop, tile_span, when
-from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
+from sepc.backends.stages.vector import (
+    LINE_FLOATS,
+    Accumulator,
+    Expr,
+    Index,
+    Operand,
+    broadcast,
+    constant,
+    prefetch,
+    ramp,
+)
 from sepc.cost_model.tiling import DenseTiling
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
@@ -29,7 +39,6 @@ Position = tuple[Index, Index, Index, Index]  # batch, row, column, first channe
 # the last level, and hardware prefetchers stop at each 4 KiB page. Measured on a Zen 5 core with cold weights,
 # 49×160→960: 175 GFLOP/s without, 217 with 4 KiB, 227 with 8 and with 16 KiB; nothing lost with warm ones.
 PREFETCH_BYTES = 8192
-LINE_FLOATS = 16
 
 Sink = Callable[[Position, Expr], None]  # takes a vector of finished channels at a position
 
@@ -232,6 +241,4 @@ class _Block:
     def _prefetch(self, base: Index) -> None:
         """Fetch the weights that come `PREFETCH_BYTES` after element `base` of the packed weights."""
         for line in range(0, sum(self.widths), LINE_FLOATS):
-            address = T.address_of(self.stage.weight[base + PREFETCH_BYTES // 4 + line])
-            # Operands: for reading, into all cache levels, data.
-            T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, 0, 3, 1))
+            prefetch(self.stage.weight, base + PREFETCH_BYTES // 4 + line)

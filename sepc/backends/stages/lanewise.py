@@ -21,9 +21,12 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Sink, for_each_block, row_taps
 from sepc.backends.stages.kernel import Frame, loop, tile_span, when
-from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, constant, ramp
+from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, Operand, constant, prefetch, ramp
 from sepc.cost_model.tiling import LaneTiling
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
+
+# How many groups of channels ahead weights are fetched: on small maps a group takes less time than one access to DRAM.
+PREFETCHED_GROUPS = 2
 
 
 def pack_weights(weight: NDArray[np.float32], convolution: Convolution, lanes: int) -> NDArray[np.float32]:
@@ -84,11 +87,19 @@ class LanewiseStage:
         with frame.tasks((conv.batch, row_tiles, tiles)) as (batch, row_tile, tile):
 
             def body(channel: Index, widths: tuple[int, ...]) -> None:
+                self._prefetch_weights(channel, sum(widths))
                 with loop(tile_span(row_tile, tiling.rows, conv.out_height, row_tiles)) as row:
                     block = _Block(self, widths, batch, row_tile * tiling.rows + row, channel)
                     for_each_block(segments, max(s.repeat for s in segments), 0, 1, block.emit)
 
             for_each_channel_group(conv.out_channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
+
+    def _prefetch_weights(self, channel: Index, width: int) -> None:
+        """Fetch the weights of `width` channels that are computed `PREFETCHED_GROUPS` groups after `channel`."""
+        per_channel = self.convolution.taps * self.convolution.group_in
+        base = (channel + PREFETCHED_GROUPS * width) * per_channel
+        for line in range(0, width * per_channel, LINE_FLOATS):
+            prefetch(self.weight, base + line)
 
     def emit_row(self, batch: Index, row: Index) -> None:
         """One output row, all channels and columns."""

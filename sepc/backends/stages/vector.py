@@ -14,6 +14,10 @@ Expr = Any
 Index = Any  # a Python int (known while the kernel is generated) or an int32 expression
 
 
+# float32 values in a cache line.
+LINE_FLOATS = 16
+
+
 def constant(value: float, lanes: int, dtype: str = "float32") -> Expr:
     """`value` in each of `lanes` lanes."""
     scalar = tirx.const(value, dtype)
@@ -82,6 +86,12 @@ class Ring(Operand):
         _, row, *rest = position
         wrapped = row % self.rows if isinstance(row, int) else tirx.truncmod(row, self.rows)
         return super().at((0, wrapped, *rest))
+
+
+def prefetch(buffer: Expr, index: Index) -> None:
+    """Have the cache line of element `index` of `buffer` fetched; an index past the end does no harm."""
+    # Operands: for reading, into all cache levels, data.
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, 3, 1))
 
 
 class Accumulator:
