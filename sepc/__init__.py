@@ -12,6 +12,7 @@ from sepc.errors import BuildError, InputError, ModelError, SepcError, TargetErr
 if TYPE_CHECKING:
     from sepc._compile import compile  # noqa: A004 -- the public name, as PyTorch's own
     from sepc.compiled import CompiledModel, RegionReport
+    from sepc.cost_model.calibrate import calibrate
     from sepc.target import Target
 
 __version__ = "0.1.0"
@@ -27,11 +28,13 @@ __all__ = [
     "TargetError",
     "VerificationError",
     "__version__",
+    "calibrate",
     "compile",
 ]
 
 # Imported at first use, so that `import sepc` stays fast.
 _LAZY = {
+    "calibrate": "sepc.cost_model.calibrate",
     "compile": "sepc._compile",
     "CompiledModel": "sepc.compiled",
     "RegionReport": "sepc.compiled",

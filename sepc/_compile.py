@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel, RegionReport
+from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
 from sepc.frontend.export import Captured, capture
 from sepc.ir import ops, region
 from sepc.passes.manager import PassContext, PassManager, PassRecord
-from sepc.passes.pipeline import PIPELINE
+from sepc.passes.pipeline import pipeline
 from sepc.target import Target
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     target: str | Target = "native",
     example_inputs: Sequence[Any] | None = None,
     num_threads: int | None = None,
+    optimize: Objective = "time",
     shape_limit: int = DEFAULT_SHAPE_LIMIT,
     verify_each: bool = False,
 ) -> CompiledModel:
@@ -39,6 +42,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         target: "native", "x86-64-v3", "x86-64-v4" or "x86:<llvm cpu>".
         example_inputs: positional arguments to compile for now; else each new input shape compiles at its first call.
         num_threads: threads per call; by default those of ``torch.get_num_threads()`` at the call.
+        optimize: "time", or "memory" for the smallest arena: chains as long and windows as small as that takes.
         shape_limit: how many input shapes may be compiled.
         verify_each: run the graph before and after every pass and compare the results.
 
@@ -48,10 +52,16 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")
-    compiled = CompiledModel(model, Target.parse(target), num_threads, shape_limit, verify_each)
+    if optimize not in get_args(Objective):
+        choices = " or ".join(f'"{one}"' for one in get_args(Objective))
+        raise InputError(f"There is nothing to optimize called {optimize!r}", fix=f"give {choices}")
+    compiled = CompiledModel(model, Target.parse(target), num_threads, optimize, shape_limit, verify_each)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
+
+
+logger = logging.getLogger("sepc")
 
 
 @dataclass(frozen=True)
@@ -76,23 +86,37 @@ def specialize(
     threads: int,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    optimize: Objective = "time",
     verify_each: bool = False,
 ) -> Specialization:
     """Compile `model` as it runs on ``(*args, **kwargs)``; raises what `compile` raises."""
-    assemble, build = _backend()
+    assemble, build, wrong_regions = _backend()
     clock = _Clock()
     captured = capture(model, args, kwargs)
     _check_types(captured, captured.flatten(args, kwargs))
     clock.lap("capture")
     context = PassContext(target=target, machine=target.machine, threads=threads)
-    records = PassManager(PIPELINE, verify_each=verify_each).run(captured.graph_module, context)
+    records = PassManager(pipeline(optimize), verify_each=verify_each).run(captured.graph_module, context)
     clock.lap("passes")
     program = assemble(captured.graph_module, target.vector_lanes, threads)
     clock.lap("lower")
     executable = build(program, target)
+    wrong = wrong_regions(executable) if target.is_runnable else {}
+    if wrong:
+        executable = build(assemble(captured.graph_module, target.vector_lanes, threads, wrong), target)
+        _hand_over(captured.graph_module, wrong)
     times = {**clock.laps, **executable.build_times_s}
     reports = [_report(node, graph, executable) for node, graph in region.regions(captured.graph_module)]
     return Specialization(captured, captured.graph_module, executable, reports, records, times)
+
+
+def _hand_over(graph_module: fx.GraphModule, wrong: Mapping[str, float]) -> None:
+    """Mark the regions that TVM computed wrongly as PyTorch's, and say so in the log."""
+    for node, _ in region.regions(graph_module):
+        if node.name in wrong:
+            reason = f"TVM's kernel differs from PyTorch by {wrong[node.name]:.2g} of the largest result"
+            node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reason)
+            logger.warning("%s runs in PyTorch: %s", node.name, reason)
 
 
 def _check_types(captured: Captured, tensors: Sequence[torch.Tensor]) -> None:
@@ -108,9 +132,10 @@ def _check_types(captured: Captured, tensors: Sequence[torch.Tensor]) -> None:
             node.meta["val"] = node.meta["val"].as_strided(tensor.shape, tensor.stride())
 
 
-def _backend() -> tuple[Any, Any]:
-    """The backend's two entry points, imported late: TVM takes two seconds to load."""
+def _backend() -> tuple[Any, Any, Any]:
+    """The backend's entry points, imported late: TVM takes two seconds to load."""
     try:
+        from sepc.backends.check import wrong_regions
         from sepc.backends.program import assemble
         from sepc.backends.runtime import build
     except ImportError as error:
@@ -119,7 +144,7 @@ def _backend() -> tuple[Any, Any]:
             why=str(error),
             fix="pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'",
         ) from error
-    return assemble, build
+    return assemble, build, wrong_regions
 
 
 def _report(node: fx.Node, graph: fx.GraphModule, executable: Executable) -> RegionReport:

@@ -17,6 +17,7 @@ from sepc.target import Target
 
 if TYPE_CHECKING:
     from sepc._compile import Specialization
+    from sepc.cost_model.chain import Objective
 
 # Compiled shapes that one model keeps before it refuses another one.
 DEFAULT_SHAPE_LIMIT = 16
@@ -61,12 +62,13 @@ class CompiledModel:
         model: nn.Module | ExportedProgram,
         target: Target,
         num_threads: int | None,
+        optimize: Objective,
         shape_limit: int,
         verify_each: bool,
     ) -> None:
         self.target = target
         self._model, self._num_threads, self._shape_limit = model, num_threads, shape_limit
-        self._verify_each = verify_each
+        self._optimize, self._verify_each = optimize, verify_each
         self._runnable = False  # Not known yet.
         self._specializations: dict[Any, Specialization] = {}
         self._latest: Specialization | None = None
@@ -111,7 +113,7 @@ class CompiledModel:
 
     @property
     def arena_bytes(self) -> int:
-        """Memory for intermediate values, in bytes."""
+        """Memory for intermediate values and the kernels' scratch, in bytes: the peak of a call beside its results."""
         return self._compiled().executable.program.arena_bytes
 
     def source(self, region: RegionReport | str, form: SourceForm = "tirx") -> str:
@@ -167,7 +169,9 @@ class CompiledModel:
             # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call.
             distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
             args, kwargs = pytree.tree_unflatten(distinct, spec)
-            self._latest = specialize(self._model, self.target, self.threads, args, kwargs, self._verify_each)
+            self._latest = specialize(
+                self._model, self.target, self.threads, args, kwargs, self._optimize, self._verify_each
+            )
             self._specializations[key] = self._latest
             self._ranks.setdefault(spec, _ranks(leaves))
             return self._latest

@@ -3,7 +3,7 @@
 =====================  ===========================================================================
 name                   meaning
 =====================  ===========================================================================
-``native``             this host, detected
+``native``             this host, detected, with the figures that `sepc.calibrate` measured if it has run
 ``x86-64-v3``          any x86 with AVX2 and FMA
 ``x86-64-v4``          any x86 with AVX-512 (F, BW, CD, DQ, VL)
 ``x86:<llvm cpu>``     a particular core, e.g. ``x86:znver4``, ``x86:skylake-avx512``
@@ -16,6 +16,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, Final
 
+from sepc.cost_model.calibration import with_stored
 from sepc.cost_model.detect import HostCpu, describe_host, host_cpu
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.x86_cpus import FEATURES_LINUX_HIDES, X86_CPUS, X86_CPUS_TOO_OLD, X86Cpu
@@ -119,7 +120,7 @@ def native_target(cpu: HostCpu) -> Target:
     Raises:
         TargetError: sepc has no kernels for it.
     """
-    machine = describe_host(cpu)
+    machine = with_stored(describe_host(cpu), cpu.identity)
     core = X86_CPUS[cpu.llvm_cpu]
     hidden = tuple(f"-{name}" for name in cpu.lacks(core.extra_features))
     return Target("native", core.name, _plus(core) + hidden, core.vector_bits, machine)

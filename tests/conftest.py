@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: a fixed seed, two threads, and golden files."""
+"""Fixtures shared by all tests: a fixed seed, two threads, no calibration, and golden files."""
 
 from __future__ import annotations
 
@@ -21,9 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _deterministic() -> None:
+def _deterministic(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(2)
+    # What this user once measured is not to decide what the tests compile.
+    monkeypatch.setenv("SEPC_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

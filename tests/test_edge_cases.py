@@ -195,3 +195,26 @@ def test_inputs_are_never_written() -> None:
 )
 def test_a_tensor_may_be_read_in_any_order(function: Callable[..., Any]) -> None:
     run(function)
+
+
+def test_several_results_of_an_operator_that_tvm_could_lower_are_right() -> None:
+    class Extremes(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            values, indices = torch.relu(x).max(1)
+            return values * 2, indices
+
+    model, x = Extremes().eval(), torch.randn(4, 7, 5)
+    values, indices = sepc.compile(model)(x)
+    expected = model(x)
+    assert torch.equal(values, expected[0])
+    assert torch.equal(indices, expected[1])
+
+
+def test_attention_with_queries_keys_and_values_in_one_tensor_is_right() -> None:
+    class Attention(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query, key, value = x.reshape(2, 5, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind(0)
+            return functional.scaled_dot_product_attention(query, key, value)
+
+    model, x = Attention().eval(), torch.randn(2, 5, 96)
+    assert torch.allclose(sepc.compile(model)(x), model(x), atol=1e-5)

@@ -7,7 +7,6 @@ other inside a single OpenMP parallel region, with a barrier after each. OpenMP 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 import tvm
 
 from sepc.backends.stages.vector import Expr
+from sepc.c_compiler import c_compiler
 from sepc.errors import BuildError
 from sepc.target import Target
 
@@ -114,15 +114,3 @@ def link(objects: Sequence[Path], entry: str, directory: Path) -> Path:
             fix="check that the C compiler works and supports OpenMP, or set CC to one that does",
         )
     return library
-
-
-def c_compiler() -> str:
-    """The system's C compiler: ``$CC``, else cc, gcc or clang. Raises BuildError if there is none."""
-    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and (found := shutil.which(name)):
-            return found
-    raise BuildError(
-        "There is no C compiler",
-        why="sepc links its kernels with the system's one; neither $CC nor cc, gcc or clang is on the PATH",
-        fix="install gcc or clang",
-    )

@@ -7,7 +7,7 @@ call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,6 +64,17 @@ class Storage:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True)
+class RegionCheck:
+    """A region that TVM lowered, as something to be compared with its graph: see `sepc.backends.check`."""
+
+    name: str
+    graph: fx.GraphModule
+    inputs: tuple[TensorReference, ...]
+    result: TensorReference
+    calls: tuple[KernelCall, ...]
+
+
 @dataclass
 class Program:
     """What the runtime executes.
@@ -72,10 +83,11 @@ class Program:
         steps: segments (lists of kernel calls) and host calls, in order.
         functions: PrimFuncs of the kernels, by symbol. parameters: their numbers of pointers.
         constants: the bytes of block 1. arena_bytes: the size of block 0.
-        storages: the blocks after those of the inputs.
+        inputs: the blocks of the inputs. storages: the blocks after them.
         results: one per result of the graph.
         calls: number of the first and past the last call of each region, by the region's name.
         symbols: the kernels of each region, by the region's name.
+        checks: the regions that TVM lowered.
     """
 
     steps: list[list[KernelCall] | HostCall] = field(default_factory=list)
@@ -83,10 +95,12 @@ class Program:
     parameters: dict[str, int] = field(default_factory=dict)
     constants: bytearray = field(default_factory=bytearray)
     arena_bytes: int = 0
+    inputs: list[Storage] = field(default_factory=list)
     storages: list[Storage] = field(default_factory=list)
     results: list[TensorReference] = field(default_factory=list)
     calls: dict[str, tuple[int, int]] = field(default_factory=dict)
     symbols: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    checks: list[RegionCheck] = field(default_factory=list)
     number_of_calls: int = 0
 
     @property
@@ -95,40 +109,42 @@ class Program:
         return [step for step in self.steps if isinstance(step, list)]
 
 
-def assemble(graph_module: fx.GraphModule, vector_lanes: int, threads: int) -> Program:
-    """The program of a graph whose layouts, tilings and memory are planned, for calls with up to `threads` threads."""
-    return _Assembly(graph_module, vector_lanes, threads).run()
+def assemble(graph_module: fx.GraphModule, vector_lanes: int, threads: int, on_host: Collection[str] = ()) -> Program:
+    """The program of a graph whose layouts, tilings and memory are planned, for calls with up to `threads` threads.
+
+    The regions named in `on_host` are not offered to TVM.
+    """
+    return _Assembly(graph_module, vector_lanes, threads, on_host).run()
 
 
 class _Assembly:
     """One run of `assemble`."""
 
-    def __init__(self, graph_module: fx.GraphModule, vector_lanes: int, threads: int) -> None:
-        self.graph_module, self.lanes, self.threads = graph_module, vector_lanes, threads
+    def __init__(self, graph_module: fx.GraphModule, vector_lanes: int, threads: int, on_host: Collection[str]) -> None:
+        self.graph_module, self.lanes, self.threads, self.on_host = graph_module, vector_lanes, threads, on_host
         self.plan: MemoryPlan = graph_module.meta["sepc_memory"]
         self.program = Program()
         self.blocks: dict[fx.Node, tuple[int, int]] = {}  # owner → block, offset in bytes
-        self.scratch_offset = _align(self.plan.arena_bytes)
-        self.scratch_bytes = 0
+        self.arena_bytes = self.plan.arena_bytes
 
     def run(self) -> Program:
         program, graph = self.program, self.graph_module.graph
         inputs = graph.find_nodes(op="placeholder")
         for index, node in enumerate(inputs):
             self.blocks[node] = (FIRST_INPUT + index, 0)
+            program.inputs.append(_storage(node))
         for owner, offset in self.plan.arena_offsets.items():
             self.blocks[owner] = (ARENA, offset)
         for index, owner in enumerate(self.plan.results):
             self.blocks[owner] = (FIRST_INPUT + len(inputs) + index, 0)
-            elements = storage_elements(ops.shape(owner), layout(owner).strides)
-            program.storages.append(Storage(elements, ops.dtype(owner)))
+            program.storages.append(_storage(owner))
         for node in graph.nodes:
             if node.op == "get_attr":
                 self.blocks[node] = (CONSTANTS, self._constant(ops.constant(self.graph_module, node).detach().numpy()))
             elif region.is_region(node):
                 self._region(node)
         program.results = list(map(self._reference, region.results(self.graph_module)))
-        program.arena_bytes = self.scratch_offset + self.scratch_bytes
+        program.arena_bytes = self.arena_bytes
         return program
 
     def _region(self, node: fx.Node) -> None:
@@ -140,8 +156,9 @@ class _Assembly:
                 self._kernel_call(kernel.name, kernel.function, [self._argument(node, a) for a in kernel.arguments])
                 symbols = (kernel.name,)
         else:
-            lowered = generic.lower(graph, f"sepc_{node.name}", self.lanes)
-            if isinstance(lowered, generic.Rejection) or not _reads_densely(node) or _results_of(node)[1]:
+            on_host = node.name in self.on_host or _results_of(node)[1] is not None
+            lowered = None if on_host else generic.lower(graph, f"sepc_{node.name}", self.lanes)
+            if not isinstance(lowered, generic.GenericRegion) or not _reads_densely(node):
                 self._host_call(node, graph)
             else:
                 node.meta["sepc_region"] = replace(kind, kernel="tvm")
@@ -166,7 +183,7 @@ class _Assembly:
 
     # ---- calls
 
-    def _kernel_call(self, symbol: str, function: Expr, arguments: Sequence[Pointer]) -> None:
+    def _kernel_call(self, symbol: str, function: Expr, arguments: Sequence[Pointer]) -> KernelCall:
         call = KernelCall(symbol, tuple(arguments), self.program.number_of_calls)
         last = self.program.steps[-1] if self.program.steps else None
         if isinstance(last, list):
@@ -176,23 +193,27 @@ class _Assembly:
         self.program.functions[symbol] = function
         self.program.parameters[symbol] = len(arguments)
         self.program.number_of_calls += 1
+        return call
 
     def _generic_calls(self, node: fx.Node, lowered: generic.GenericRegion) -> tuple[str, ...]:
-        """Add the kernels of a region that TVM lowered; its temporaries live behind the arena."""
+        """Add the kernels of a region that TVM lowered; its temporaries live where nothing else does."""
         pointers: dict[str, Pointer] = {}
         for key, value in zip(lowered.inputs, region.inputs(node), strict=True):
             pointers[key] = self._pointer(value)
         (pointers[lowered.outputs[0]],) = map(self._pointer, _results_of(node)[0])
         for key, array in lowered.constants.items():
             pointers[key] = Pointer(CONSTANTS, self._constant(array))
-        offset = 0
-        for key in lowered.temporaries:
-            pointers[key] = Pointer(ARENA, self.scratch_offset + offset)
-            offset += _align(lowered.buffers[key].size_bytes)
-        self.scratch_bytes = max(self.scratch_bytes, offset)
+        sizes = [_align(lowered.buffers[key].size_bytes) for key in lowered.temporaries]
+        scratch = self._scratch(node, sum(sizes))
+        for index, key in enumerate(lowered.temporaries):
+            pointers[key] = Pointer(ARENA, scratch + sum(sizes[:index]))
+        calls = []
         for kernel in lowered.kernels:
             arguments = [pointers[key] for key in (*kernel.inputs, *kernel.outputs)]
-            self._kernel_call(kernel.name, kernel.function, arguments)
+            calls.append(self._kernel_call(kernel.name, kernel.function, arguments))
+        inputs = tuple(map(self._reference, region.inputs(node)))
+        graph = region.submodule(self.graph_module, node)
+        self.program.checks.append(RegionCheck(node.name, graph, inputs, self._reference(node), tuple(calls)))
         return tuple(kernel.name for kernel in lowered.kernels)
 
     def _host_call(self, node: fx.Node, graph: fx.GraphModule) -> None:
@@ -208,11 +229,16 @@ class _Assembly:
         if argument is None:
             return self._pointer(node)
         if isinstance(argument, Scratch):
-            self.scratch_bytes = max(self.scratch_bytes, argument.bytes_per_thread * self.threads)
-            return Pointer(ARENA, self.scratch_offset)
+            return Pointer(ARENA, self._scratch(node, argument.bytes_per_thread * self.threads))
         if isinstance(argument, int):
             return self._pointer(region.inputs(node)[argument])
         return Pointer(CONSTANTS, self._constant(argument))
+
+    def _scratch(self, node: fx.Node, size_bytes: int) -> int:
+        """Where in the arena a region finds so many bytes that nobody else uses while it runs."""
+        offset = _align(self.plan.in_use_bytes[node])
+        self.arena_bytes = max(self.arena_bytes, offset + size_bytes)
+        return offset
 
     def _pointer(self, node: fx.Node) -> Pointer:
         where = layout(node)
@@ -232,6 +258,10 @@ class _Assembly:
         offset = len(constants)
         constants.extend(np.ascontiguousarray(array).tobytes())
         return offset
+
+
+def _storage(owner: fx.Node) -> Storage:
+    return Storage(storage_elements(ops.shape(owner), layout(owner).strides), ops.dtype(owner))
 
 
 def _reads_densely(node: fx.Node) -> bool:

@@ -58,7 +58,7 @@ class Executable:
             else:
                 self._library.sepc_run(segment, table, threads, stamps, step[0].number)
                 segment += 1
-        results = [_view(reference, blocks) for reference in self.program.results]
+        results = [view(reference, blocks) for reference in self.program.results]
         arenas.append(arena)
         return results
 
@@ -72,6 +72,15 @@ class Executable:
             for name, (first, end) in self.program.calls.items():
                 samples[name].append((stamps[end] - stamps[first]) * 1e6)
         return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
+
+    def kernel(self, symbol: str) -> Any:
+        """The C function of kernel `symbol`: pointers, thread, threads."""
+        return getattr(self._library, symbol)
+
+    def scratch_blocks(self) -> list[torch.Tensor]:
+        """Memory blocks as a call has them, inputs included, with nothing in them but the constants."""
+        own = [torch.empty(s.elements, dtype=s.dtype) for s in (*self.program.inputs, *self.program.storages)]
+        return [_aligned(self.program.arena_bytes), self._constants, *own]
 
     def source(self, symbol: str, form: str) -> str:
         """The code of kernel `symbol` as "tirx", "llvm" or "asm"."""
@@ -113,7 +122,7 @@ def _aligned(size_bytes: int) -> torch.Tensor:
     return tensor[skip : skip + size_bytes] if size_bytes else tensor[skip:]
 
 
-def _view(reference: TensorReference, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
+def view(reference: TensorReference, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     """The tensor that `reference` names."""
     block = blocks[reference.block]
     if block.dtype != reference.dtype:
@@ -126,9 +135,9 @@ def _run_on_host(call: HostCall, blocks: Sequence[torch.Tensor], stamps: ctypes.
     if stamps is not None:
         stamps[call.number] = time.monotonic()
     with torch.no_grad():
-        found = call.graph(*(_view(reference, blocks) for reference in call.inputs))
+        found = call.graph(*(view(reference, blocks) for reference in call.inputs))
     results = (found,) if call.positions is None else [found[position] for position in call.positions]
     for reference, result in zip(call.results, results, strict=True):
-        _view(reference, blocks).copy_(result)
+        view(reference, blocks).copy_(result)
     if stamps is not None:
         stamps[call.number + 1] = time.monotonic()

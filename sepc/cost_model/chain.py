@@ -2,36 +2,52 @@
 
 One turn of the window makes `step` rows of the result: a piece of each link, one after the other. If the input rows,
 ring buffers, weights and output rows of a turn fit a cache together, only the chain's input, weights and result pass
-into it, once. If not, each link's piece moves what it would by itself, every turn. No formula is specific to a kind of
-link.
+into it, once. If not, each link's piece moves what it would by itself, every turn, and what it finds at its start is
+what the piece before it left: the rows of its input that this one has just written, if both fit the cache together. A
+piece goes row by row (`emit_row` of the stages), so weights that do not fit are read for each row anew. No formula is
+specific to a kind of link.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal
 
 from sepc.cost_model.latency import TASK_CYCLES, Cost, compute_cycles, time_of
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks
 from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling
-from sepc.cost_model.traffic import FP32_BYTES, Footprint, nest_of
+from sepc.cost_model.traffic import FP32_BYTES, Footprint, Nest, missing_part, nest_of
 from sepc.ir.stage import Chain, Convolution, ceil_div
 
+Objective = Literal["time", "memory"]
 STEPS: Final = (1, 2, 4, 8)
+LEAST_STEPS: Final = (1,)
+"""Windows for the least scratch: the ring buffers hold what one row of results needs."""
 
 
 @lru_cache(maxsize=4096)
 def choose_chain(
-    chain: Chain, machine: Machine, threads: int, *, epilogue_costs: tuple[int, ...], operand_bytes: int = 0
+    chain: Chain,
+    machine: Machine,
+    threads: int,
+    *,
+    epilogue_costs: tuple[int, ...],
+    operand_bytes: int = 0,
+    objective: Objective = "time",
 ) -> Choice:
-    """The tiling of least predicted time for `chain`; `epilogue_costs` has one entry per link (see `choose`)."""
+    """The tiling of least predicted time for `chain`; for the objective "memory", among those with the least scratch.
+
+    `epilogue_costs` has one entry per link; for the rest see `sepc.cost_model.search.choose`.
+    """
     blocks = tuple(_best_block(link, machine, cost) for link, cost in zip(chain.links, epilogue_costs, strict=True))
     height = chain.links[-1].out_height
     counts = sorted({1, *(threads * factor for factor in (1, 2, 3, 4))})
     rows = sorted({ceil_div(height, count) for count in counts if count <= height}, reverse=True)
-    tilings = [ChainTiling(blocks, row, step) for row in rows for step in STEPS if step <= row]
+    steps = LEAST_STEPS if objective == "memory" else STEPS
+    tilings = [ChainTiling(blocks, row, step) for row in rows for step in steps if step <= row]
     choices = [
         Choice(tiling, predict_chain(chain, tiling, machine, threads, epilogue_costs, operand_bytes))
         for tiling in tilings
@@ -64,70 +80,108 @@ def predict_chain(
         per_row = compute_cycles(link, block, machine, cost) / (link.batch * link.out_height)
         cycles += own_tasks * rows * per_row
     fetched = []
-    for cache in machine.levels[:-1]:
-        capacity = cache.size_per_core_bytes(threads)
-        first_level = cache is machine.levels[0]
-        fetched.append(
-            _into_cache(chain, tiling, capacity, first_level, own_tasks, machine.vector_lanes, operand_bytes)
-        )
     own = _external(chain, tiling, own_tasks, operand_bytes)
+    turn = _Turn.of(chain, tiling, machine.vector_lanes)
+    for cache in machine.levels[:-1]:
+        moved = _into_cache(turn, turns, own, cache.size_per_core_bytes(threads), cache is machine.levels[0])
+        if cache is not machine.last_cache and moved.weights == 0:
+            # As for single stages: since their last use other layers' weights have passed through this cache.
+            moved = moved._replace(weights=own.weights)
+        fetched.append(moved)
     return time_of(chain.flops, cycles, fetched, machine, threads, own.total * threads)
 
 
 def _external(chain: Chain, tiling: ChainTiling, own_tasks: int, operand_bytes: int) -> Footprint:
-    """What one thread's tasks read and write outside the chain, once each: halo rows of the input at every task."""
+    """What one thread's tasks read and write outside the chain, once each.
+
+    Tasks next to each other share the halo between them, as the second follows the first; a thread's first task, and
+    the first of an image, have it to themselves.
+    """
     first, last = chain.links[0], chain.links[-1]
-    rows = chain.rows_for(tiling.rows)
-    in_rows = min(first.in_height, (rows[0] - 1) * first.stride[0] + (first.kernel[0] - 1) * first.dilation[0] + 1)
-    share = tiling.rows / (last.batch * last.out_height)
+    out_rows = min(own_tasks * tiling.rows, last.batch * last.out_height)
+    images = ceil_div(out_rows, last.out_height)
+    own_rows = chain.rows_for(ceil_div(out_rows, images))
+    in_rows = min(first.in_height, (own_rows[0] - 1) * first.stride[0] + (first.kernel[0] - 1) * first.dilation[0] + 1)
+    share = out_rows / (last.batch * last.out_height)
     return Footprint(
-        own_tasks * (FP32_BYTES * in_rows * first.in_width * first.in_channels + share * operand_bytes),
-        _weight_bytes(chain),
-        own_tasks * FP32_BYTES * tiling.rows * last.out_width * last.out_channels,
+        FP32_BYTES * images * in_rows * first.in_width * first.in_channels + share * operand_bytes,
+        FP32_BYTES * sum(link.out_channels * (link.group_in * link.taps + 1) for link in chain.links),
+        FP32_BYTES * out_rows * last.out_width * last.out_channels,
     )
 
 
-def _weight_bytes(chain: Chain) -> float:
-    return FP32_BYTES * sum(link.out_channels * (link.group_in * link.taps + 1) for link in chain.links)
+@dataclass(frozen=True)
+class _Turn:
+    """One turn of the window.
+
+    Attributes:
+        pieces: what each link does. rows: how many rows that is.
+        reused: the part of the rows that each piece reads that were there before this turn.
+        rings_bytes: of all ring buffers.
+    """
+
+    pieces: tuple[Nest, ...]
+    rows: tuple[int, ...]
+    reused: tuple[float, ...]
+    rings_bytes: float
+
+    @staticmethod
+    def of(chain: Chain, tiling: ChainTiling, lanes: int) -> _Turn:
+        """The average turn of `chain` under `tiling`, with vectors of `lanes` channels."""
+        turns = ceil_div(tiling.rows, tiling.step)
+        computed = tuple(ceil_div(rows, turns) for rows in chain.rows_for(tiling.rows))
+        pieces, reused = [], []
+        for index, (link, block, rows) in enumerate(zip(chain.links, tiling.links, computed, strict=True)):
+            piece = _piece(link, rows)
+            pieces.append(nest_of(piece, replace(block, rows=1), lanes, 1))
+            new = computed[index - 1] if index else rows * link.stride[0]
+            reused.append(1 - min(1.0, new / piece.in_height))
+        rings_bytes = FP32_BYTES * sum(chain.ring_elements(tiling.step))
+        return _Turn(tuple(pieces), computed, tuple(reused), rings_bytes)
+
+    @property
+    def touched(self) -> float:
+        """Bytes that a turn touches."""
+        first, last = self.pieces[0].footprints[0], self.pieces[-1].footprints[0]
+        weights = sum(piece.footprints[0].weights for piece in self.pieces)
+        return first.activations + weights + self.rings_bytes + last.results
+
+    def between(self, index: int) -> float:
+        """Bytes touched between two turns' uses of a piece's weights: all but the rows of the piece except one."""
+        own = self.pieces[index].footprints[0]
+        return self.touched - (own.activations + own.results) * (1 - 1 / self.rows[index])
 
 
-def _into_cache(
-    chain: Chain,
-    tiling: ChainTiling,
-    capacity: float,
-    first_level: bool,
-    own_tasks: int,
-    lanes: int,
-    operand_bytes: int,
-) -> Footprint:
-    """Bytes that one thread moves into (or through) a cache of `capacity` bytes."""
-    external = _external(chain, tiling, own_tasks, operand_bytes)
-    rings = FP32_BYTES * sum(chain.ring_elements(tiling.step))
-    if external.total + rings <= capacity:
-        return Footprint(0.0, external.weights, 0.0)
-    turns = own_tasks * ceil_div(tiling.rows, tiling.step)
-    per_turn = (external.activations + external.results) / turns
-    if per_turn + rings + external.weights <= capacity:
-        return external
-    activations = weights = results = 0.0
-    for link, block, rows in zip(chain.links, tiling.links, _rows_per_turn(chain, tiling.step), strict=True):
-        piece = _piece(link, rows)
-        whole = replace(block, rows=rows)
-        moved = nest_of(piece, whole, lanes, 1).into_cache(capacity, first_level=first_level)
-        activations += turns * moved.activations
-        weights += turns * moved.weights
-        results += turns * moved.results
+def _into_cache(turn: _Turn, turns: int, external: Footprint, capacity: float, first_level: bool) -> Footprint:
+    """Bytes that one thread moves into (or through) a cache of `capacity` bytes in `turns` turns."""
+    if external.total + turn.rings_bytes <= capacity:
+        return Footprint(0.0, 0.0, 0.0)
+    activations = weights = results = strips = 0.0
+    rings_missing = missing_part(turn.touched / capacity)
+    before = math.inf
+    for index, (piece, reused) in enumerate(zip(turn.pieces, turn.reused, strict=True)):
+        moved, touched = piece.into_cache(capacity, first_level=first_level), piece.footprints[0]
+        missing = missing_part(turn.between(index) / capacity)
+        old, new = reused * touched.activations, (1 - reused) * touched.activations
+        if index:
+            # The piece before has just written the new rows.
+            again = missing * old + missing_part(max(before, touched.total) / capacity) * new
+            activations += max(moved.activations, again)
+        else:
+            activations += max(moved.activations - new, missing * old)
+        weights += max(moved.weights, missing * touched.weights)
+        if index < len(turn.pieces) - 1:
+            results += max(moved.results, rings_missing * touched.results)
+        else:
+            results += max(0.0, moved.results - touched.results)
+        strips += moved.strips
+        before = touched.total
     return Footprint(
-        max(activations, external.activations), max(weights, external.weights), max(results, external.results)
+        external.activations + turns * activations,
+        turns * weights,
+        external.results + turns * results,
+        strips=turns * strips,
     )
-
-
-def _rows_per_turn(chain: Chain, step: int) -> tuple[int, ...]:
-    """Rows that each link computes in one turn, once the window is filled."""
-    rows = [step]
-    for before, link in zip(reversed(chain.links[:-1]), reversed(chain.links), strict=False):
-        rows.insert(0, min(before.out_height, rows[0] * link.stride[0]))
-    return tuple(rows)
 
 
 def _piece(link: Convolution, rows: int) -> Convolution:

@@ -1,7 +1,7 @@
 """What machine is this? From /proc and /sys on Linux; elsewhere a conservative description of the same architecture.
 
 Only text files are read, so this takes a few milliseconds. Figures that the system does not tell (bandwidths, FMA
-units, overheads) come from the description of the detected core.
+units, overheads) come from the description of the detected core, or from `sepc.calibrate` if it has run here.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from sepc.cost_model.calibration import with_stored
 from sepc.cost_model.machine import Machine, MemoryLevel
 from sepc.cost_model.x86_cpus import LEVEL_FEATURES, LINUX_FLAG_OF_FEATURE, X86_CPUS
 from sepc.errors import TargetError
@@ -35,6 +36,7 @@ class HostCpu:
         machine_name: the description that represents the core; empty where ``llvm_cpu`` is.
         is_virtual: whether a hypervisor announces itself.
         reported_clock_ghz: fastest 'cpu MHz' in /proc/cpuinfo; 0 if unknown.
+        model_name: as in /proc/cpuinfo; empty if unknown.
     """
 
     architecture: str
@@ -43,6 +45,12 @@ class HostCpu:
     machine_name: str
     is_virtual: bool = False
     reported_clock_ghz: float = 0.0
+    model_name: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What tells processors apart whose measurements must not be mixed up."""
+        return f"{self.llvm_cpu or self.architecture}: {self.model_name}"
 
     def lacks(self, llvm_features: tuple[str, ...]) -> tuple[str, ...]:
         """Those of the features that the processor does not announce; none where its flags cannot be read."""
@@ -52,12 +60,12 @@ class HostCpu:
 
 
 def detect_host() -> Machine:
-    """The machine that this program runs on.
+    """The machine that this program runs on, with the figures that `sepc.calibrate` has stored if there are any.
 
     Raises:
         TargetError: sepc has no kernels for this processor.
     """
-    return describe_host(host_cpu())
+    return with_stored(describe_host(host_cpu()), host_cpu().identity)
 
 
 @lru_cache(maxsize=1)
@@ -89,6 +97,7 @@ def read_host_cpu(root: Path, architecture: str) -> HostCpu:
         machine_name=machine_name,
         is_virtual="hypervisor" in flags,
         reported_clock_ghz=max(clocks_mhz, default=0.0) / 1e3,
+        model_name=first.get("model name", ""),
     )
 
 

@@ -1,7 +1,8 @@
-"""Descriptions of the machines that sepc compiles for: vector units, memory levels and fixed overheads.
+"""Descriptions of the CPUs that sepc compiles for: vector units, memory levels and fixed overheads.
 
 A description is data: ``machines/<name>.toml``, each figure with its source in a comment. Units are part of every name.
 Vectors are counted in fp32 lanes. A cycle is one of the core's clock, also for bandwidths of levels outside the core.
+GPUs have descriptions of their own: `sepc.cost_model.gpu_machine`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Final
 from sepc.errors import TargetError
 
 MACHINES_DIRECTORY: Final = Path(__file__).parent / "machines"
+GPU_PREFIX: Final = "sm_"
 BITS_PER_FP32: Final = 32
 
 
@@ -70,11 +72,11 @@ class MemoryLevel:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine as the cost model sees it.
+    """A CPU as the cost model sees it.
 
     Args:
         name: the description's name.
-        architecture: 'x86-64'.
+        architecture: 'x86-64' or 'aarch64'.
         cores: physical cores that kernels may use.
         clock_ghz: clock under sustained vector load, of all cores.
         vector_bits: width of the widest vectors.
@@ -120,8 +122,8 @@ class Machine:
 
     @staticmethod
     def known() -> tuple[str, ...]:
-        """Names of all descriptions, sorted."""
-        return tuple(sorted(path.stem for path in MACHINES_DIRECTORY.glob("*.toml")))
+        """Names of all descriptions of CPUs, sorted."""
+        return tuple(name for name in descriptions() if not name.startswith(GPU_PREFIX))
 
     @property
     def vector_lanes(self) -> int:
@@ -178,15 +180,28 @@ class Machine:
 
 @cache
 def _load(name: str) -> Machine:
-    path = MACHINES_DIRECTORY / f"{name}.toml"
-    if name not in Machine.known():
-        near = difflib.get_close_matches(name, Machine.known(), n=3)
+    return parse_machine(name, read_description(name, Machine.known()))
+
+
+def descriptions() -> tuple[str, ...]:
+    """Names of all descriptions, sorted."""
+    return tuple(sorted(path.stem for path in MACHINES_DIRECTORY.glob("*.toml")))
+
+
+def read_description(name: str, known: Sequence[str]) -> dict[str, Any]:
+    """The TOML table of the description ``machines/<name>.toml``.
+
+    Raises:
+        TargetError: the name is not among `known`.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
         raise TargetError(
             f"There is no machine description '{name}'",
-            why=f"known are: {', '.join(Machine.known())}",
+            why=f"known are: {', '.join(known)}",
             fix=f"did you mean {' or '.join(near)}?" if near else f"add {name}.toml to {MACHINES_DIRECTORY.name}/",
         )
-    return parse_machine(name, tomllib.loads(path.read_text(encoding="utf-8")))
+    return tomllib.loads((MACHINES_DIRECTORY / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def parse_machine(name: str, table: Mapping[str, Any]) -> Machine:
@@ -202,11 +217,11 @@ def parse_machine(name: str, table: Mapping[str, Any]) -> Machine:
         levels = tuple(_parse_level(level, values["clock_ghz"]) for level in values.pop("levels"))
         machine = Machine(name=name, levels=levels, **values)
     except KeyError as error:
-        raise _malformed(name, f"the key {error} is missing") from error
+        raise malformed(name, f"the key {error} is missing") from error
     except (TypeError, ValueError) as error:
-        raise _malformed(name, str(error)) from error
+        raise malformed(name, str(error)) from error
     if problem := _inconsistency(machine):
-        raise _malformed(name, problem)
+        raise malformed(name, problem)
     return machine
 
 
@@ -247,10 +262,12 @@ def _inconsistency(machine: Machine) -> str:
     return ""
 
 
-def _malformed(name: str, problem: str) -> TargetError:
+def malformed(name: str, problem: str) -> TargetError:
+    """The error for a description with that problem."""
+    like, module = ("sm_80", "gpu_machine") if name.startswith(GPU_PREFIX) else ("znver5", "machine")
     return TargetError(
         f"The machine description '{name}' is malformed",
         where=f"machines/{name}.toml",
         why=problem,
-        fix="compare it with machines/znver5.toml; sepc/cost_model/machine.py documents every key",
+        fix=f"compare it with machines/{like}.toml; sepc/cost_model/{module}.py documents every key",
     )

@@ -29,7 +29,7 @@ from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, Nume
 from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP
 from sepc.passes.rules.no_ops import DropNoOp
 from sepc.passes.rules.pooling import GlobalMean
-from sepc.passes.rules.results import AS_ONE_RESULT, AS_SLICE
+from sepc.passes.rules.results import AS_ONE_RESULT, AS_SELECTION, AS_SLICE
 from sepc.passes.rules.views import AS_PERMUTE, AS_VIEW
 
 RULES: tuple[Rule[Any], ...] = (
@@ -40,6 +40,7 @@ RULES: tuple[Rule[Any], ...] = (
     AS_BINARY,
     AS_CONSTANT_PAD,
     AS_SLICE,
+    AS_SELECTION,
     AS_ONE_RESULT,
     GlobalMean(),
     NumericConv(),

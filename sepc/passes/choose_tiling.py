@@ -3,6 +3,7 @@
 Pattern. A region whose values have layouts: its loop nest follows from its operators and strides (`sepc.ir.problem`).
 
 Equation. tiling(region) = argmin over legal tilings of predicted time on the machine with the given number of threads.
+With the objective "memory", chains are only tried with the smallest window, whose ring buffers take the least scratch.
 
 Preconditions. A stage covers the region. Where none does (its tensors advance too differently to be one loop nest) the
 region is handed to PyTorch, with the reason.
@@ -17,7 +18,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from sepc.cost_model.chain import choose_chain
+from sepc.cost_model.chain import Objective, choose_chain
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
 from sepc.errors import VerificationError
@@ -35,6 +36,7 @@ class ChooseTiling:
     """Annotates regions with the `Choice` of the cost model."""
 
     name: ClassVar[str] = "choose-tiling"
+    objective: Objective = "time"
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Annotate the regions of `graph_module`; counts as a change only where a region was handed to PyTorch."""
@@ -46,7 +48,7 @@ class ChooseTiling:
             if region.info(node).kernel != "sepc":
                 continue
             try:
-                node.meta["sepc_tiling"] = _choose(node, graph, machine, context.threads)
+                node.meta["sepc_tiling"] = _choose(node, graph, machine, context.threads, self.objective)
             except UnsupportedRegionError as error:
                 node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=str(error))
                 context.note(self.name, node, str(error))
@@ -88,14 +90,15 @@ def _largest_copy(node: fx.Node) -> Stage:
     return max(copies, key=lambda copy: copy.flops, default=Map((1,)))
 
 
-def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int) -> Choice:
+def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int, objective: Objective) -> Choice:
     if region.info(node).kind == "concatenation":
         return choose(_largest_copy(node), machine, threads)
     if region.info(node).kind == "chain":
         problems = chain_problems(node, graph)
         costs = tuple(problem.epilogue_cost for problem in problems)
         operands = sum(map(_operand_bytes, problems))
-        return choose_chain(chain_of(problems), machine, threads, epilogue_costs=costs, operand_bytes=operands)
+        chain = chain_of(problems)
+        return choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operands, objective=objective)
     problem = region_problem(node, graph)
     operand_bytes = _operand_bytes(problem)
     return choose(problem.stage, machine, threads, epilogue_cost=problem.epilogue_cost, operand_bytes=operand_bytes)

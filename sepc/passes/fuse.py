@@ -5,6 +5,10 @@ Pattern. Convolution regions r₁ → r₂ → … → rₙ, each the only reade
 Equation. cost(r₁ … rₙ) = min over cuts of Σ cost(piece): the shortest path through the points between the regions, an
 edge from i to j being the regions rᵢ₊₁ … rⱼ as one kernel. One region costs what its best tiling costs; several cost
 what their best chain tiling costs, in which each link's rows stay in a ring buffer (`sepc.backends.stages.chain`).
+With the objective "memory", bytes come first: with peak(piece) the bytes in use while a piece runs, its ring buffers
+included, only the pieces of peak ≤ limit are edges, where limit is the least that the whole graph can do with,
+
+    limit = max over sequences (min over cuts max over pieces peak(piece)),  and the peaks of all other regions.
 
 Preconditions. Images with rows (4-D, and more than one row each), no permute inside, and the reader takes the value as
 the input of its convolution only. One link at least has a window (a pure chain of pointwise convolutions has no rows to
@@ -17,68 +21,118 @@ share). Each edge that is not taken is noted, with what it would have gained or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import networkx as nx
 from torch import fx
 
-from sepc.cost_model.chain import choose_chain
+from sepc.cost_model.chain import Objective, choose_chain
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import choose
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.problem import Problem, analyse_chain, chain_of, channels_last_order, contiguous_strides, unpadded
 from sepc.ir.stage import Convolution
+from sepc.passes.live_bytes import LiveBytes
 from sepc.passes.manager import PassContext
 
 FLOAT_BYTES = 4
+LONGEST: Final[Mapping[Objective, int]] = {"time": 3, "memory": 5}
+"""Links of a chain at most, as generating the code of one takes longer with each."""
 
 
 @dataclass(frozen=True)
 class Fuse:
-    """Joins convolution regions into chains of up to `longest` links, where the cost model predicts a gain."""
+    """Joins convolution regions into chains where the cost model predicts a gain, or where it takes less memory."""
 
     name: ClassVar[str] = "fuse"
-    longest: int = 3
+    objective: Objective = "time"
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module`; returns whether anything was fused."""
         if context.machine is None:
             raise VerificationError("fuse needs a machine", fix="set PassContext.machine")
+        sequences = [_Sequence.of(graph_module, nodes) for nodes in _sequences(graph_module)]
+        ways = [self._ways(sequence, context.machine, context.threads) for sequence in sequences]
+        if self.objective == "memory":
+            _keep_small(graph_module, sequences, ways, context)
         count = 0
-        for sequence in list(_sequences(graph_module)):
-            links = [_link(graph_module, node) for node in sequence]
-            for begin, end in self._cut(sequence, links, context, context.machine):
+        for sequence, graph in zip(sequences, ways, strict=True):
+            for begin, end in _cut(sequence, graph, context):
                 if end - begin > 1:
-                    piece = list(sequence[begin:end])
-                    name = f"region_{count}_chain"
-                    region.merge(graph_module, piece, name, region.RegionInfo("chain"), self.name)
+                    piece = sequence.nodes[begin:end]
+                    region.merge(graph_module, piece, f"region_{count}_chain", region.RegionInfo("chain"), self.name)
                     count += 1
         return count > 0
 
-    def _cut(
-        self, nodes: Sequence[fx.Node], links: Sequence[Problem], context: PassContext, machine: Machine
-    ) -> list[tuple[int, int]]:
-        """The pieces of the cheapest way through `links`, as half-open ranges."""
-        ways = nx.DiGraph()
+    def _ways(self, sequence: _Sequence, machine: Machine, threads: int) -> nx.DiGraph:
+        """The ways through a sequence: from point to point between its regions, an edge for what may be one kernel."""
+        ways, links = nx.DiGraph(), sequence.links
         for begin, end in combinations(range(len(links) + 1), 2):
-            if end - begin == 1 or (end - begin <= self.longest and _has_window(links[begin:end])):
-                time_us = _time_us(links[begin:end], machine, context.threads)
+            if end - begin == 1 or (end - begin <= LONGEST[self.objective] and _has_window(links[begin:end])):
+                time_us = _time_us(links[begin:end], machine, threads, self.objective)
                 ways.add_edge(begin, end, time_us=time_us)
-        path = nx.shortest_path(ways, 0, len(links), weight="time_us")
-        taken = list(pairwise(path))
-        for begin, end in ways.edges:
-            if end - begin > 1 and (begin, end) not in taken:
-                alone = sum(ways.edges[index, index + 1]["time_us"] for index in range(begin, end))
-                names = "…".join(node.name for node in (nodes[begin], nodes[end - 1]))
-                gain = alone - ways.edges[begin, end]["time_us"]
-                context.note(
-                    self.name, nodes[begin], f"{names} not fused: predicted gain over single kernels {gain:.1f} µs"
-                )
-        return taken
+        return ways
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Regions that may be joined, and their loop nests."""
+
+    nodes: Sequence[fx.Node]
+    links: Sequence[Problem]
+
+    @staticmethod
+    def of(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> _Sequence:
+        return _Sequence(nodes, [_link(graph_module, node) for node in nodes])
+
+
+def _cut(sequence: _Sequence, ways: nx.DiGraph, context: PassContext) -> list[tuple[int, int]]:
+    """The pieces of the quickest of the `ways` through a sequence, as half-open ranges."""
+    path = nx.shortest_path(ways, 0, len(sequence.nodes), weight="time_us")
+    taken = list(pairwise(path))
+    for begin, end in ways.edges:
+        alone = [(index, index + 1) for index in range(begin, end)]
+        if end - begin > 1 and (begin, end) not in taken and all(ways.has_edge(*edge) for edge in alone):
+            gain_us = sum(ways.edges[edge]["time_us"] for edge in alone) - ways.edges[begin, end]["time_us"]
+            first, last = sequence.nodes[begin], sequence.nodes[end - 1]
+            message = f"{first.name}…{last.name} not fused: predicted gain over single kernels {gain_us:.1f} µs"
+            context.note(Fuse.name, first, message)
+    return taken
+
+
+def _keep_small(
+    graph_module: fx.GraphModule, sequences: Sequence[_Sequence], ways: Sequence[nx.DiGraph], context: PassContext
+) -> None:
+    """Remove from `ways` every piece that takes more memory than the graph has to take somewhere."""
+    live = LiveBytes.of(graph_module)
+    inside = {node for sequence in sequences for node in sequence.nodes}
+    limit = max((live.during([node]) for node, _ in region.regions(graph_module) if node not in inside), default=0)
+    for sequence, graph in zip(sequences, ways, strict=True):
+        for begin, end in graph.edges:
+            rings = chain_of(sequence.links[begin:end]).ring_elements(step=1)
+            peak = live.during(sequence.nodes[begin:end]) + context.threads * FLOAT_BYTES * sum(rings)
+            graph.edges[begin, end]["peak_bytes"] = peak
+        limit = max(limit, _least_peak(graph, len(sequence.nodes)))
+    for sequence, graph in zip(sequences, ways, strict=True):
+        for begin, end in list(graph.edges):
+            peak = graph.edges[begin, end]["peak_bytes"]
+            if peak > limit:
+                graph.remove_edge(begin, end)
+                names = "…".join(node.name for node in sequence.nodes[begin:end])
+                context.note(Fuse.name, sequence.nodes[begin], f"{names} not a kernel: {peak} bytes, limit {limit}")
+
+
+def _least_peak(ways: nx.DiGraph, end: int) -> int:
+    """The least peak of any way from point 0 to `end`."""
+    least = {0: 0}
+    for point in range(1, end + 1):
+        before = ways.in_edges(point, data="peak_bytes")
+        least[point] = min(max(least[begin], peak) for begin, _, peak in before)
+    return least[end]
 
 
 def _sequences(graph_module: fx.GraphModule) -> Iterator[list[fx.Node]]:
@@ -132,7 +186,7 @@ def _has_window(links: Sequence[Problem]) -> bool:
     return any(isinstance(link.stage, Convolution) and link.stage.kernel[0] > 1 for link in links)
 
 
-def _time_us(links: Sequence[Problem], machine: Machine, threads: int) -> float:
+def _time_us(links: Sequence[Problem], machine: Machine, threads: int, objective: Objective) -> float:
     """Predicted time of `links` as one kernel, its barrier included."""
     barrier_us = machine.barrier_us if threads > 1 else 0.0
     costs = tuple(link.epilogue_cost for link in links)
@@ -140,7 +194,9 @@ def _time_us(links: Sequence[Problem], machine: Machine, threads: int) -> float:
     operand_bytes = sum(FLOAT_BYTES * ops.tensor(node).numel() for node in operands)
     chain = chain_of(links)
     if len(links) > 1:
-        found = choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operand_bytes)
+        found = choose_chain(
+            chain, machine, threads, epilogue_costs=costs, operand_bytes=operand_bytes, objective=objective
+        )
     else:
         stage = _one_row(chain.links[0])
         found = choose(stage, machine, threads, epilogue_cost=costs[0], operand_bytes=operand_bytes)

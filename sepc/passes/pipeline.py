@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sepc.passes.canonicalize import Canonicalize
@@ -14,6 +15,7 @@ from sepc.passes.plan_layout import PlanLayout
 from sepc.passes.plan_memory import PlanMemory
 
 if TYPE_CHECKING:
+    from sepc.cost_model.chain import Objective
     from sepc.passes.manager import Pass
 
 PIPELINE: tuple[Pass, ...] = (
@@ -34,6 +36,12 @@ PIPELINE: tuple[Pass, ...] = (
     # Last, as it needs to know every storage there will be.
     PlanMemory(),
 )
+
+
+def pipeline(objective: Objective) -> tuple[Pass, ...]:
+    """`PIPELINE`, with what has a choice between time and memory deciding for `objective`."""
+    return tuple(replace(one, objective=objective) if isinstance(one, Fuse | ChooseTiling) else one for one in PIPELINE)
+
 
 PASSES: dict[str, type[Pass]] = {
     "canonicalize": Canonicalize,

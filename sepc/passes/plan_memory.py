@@ -6,7 +6,7 @@ A view has no storage; it prolongs the life of its base.
 Equation. Two storages may overlap in the arena if their lifetimes [first write, last read], counted in nodes, do not.
 Storages are placed largest first, each at the lowest offset where it overlaps no placed one that lives at the same time
 (greedy by size, Pisarchyk & Lee 2020, 'Efficient Memory Management for Deep Neural Net Inference'); offsets are
-multiples of 64 bytes.
+multiples of 64 bytes. Scratch of a kernel may lie anywhere behind the storages in use while it runs.
 
 Preconditions. Results of the graph, and storages they are views of, are not in the arena: the caller owns them. The
 plan changes no node; it is what the runtime and the reports read.
@@ -44,12 +44,14 @@ class MemoryPlan:
         arena_bytes: size of the arena.
         results: nodes whose storage the caller gets, in order of first appearance among the results.
         unshared_bytes: what the arena would take if no storage were reused.
+        in_use_bytes: for each region, where the storages end that are in use while it runs: its scratch may follow.
     """
 
     arena_offsets: Mapping[fx.Node, int]
     arena_bytes: int
     results: tuple[fx.Node, ...]
     unshared_bytes: int
+    in_use_bytes: Mapping[fx.Node, int]
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,14 @@ def plan_memory(graph_module: fx.GraphModule) -> MemoryPlan:
         if owns_storage(node) and node not in results
     ]
     offsets = _place(storages)
-    total = max((offsets[s.owner] + s.size_bytes for s in storages), default=0)
-    return MemoryPlan(offsets, total, results, sum(s.size_bytes for s in storages))
+    ends = [(s.begin, s.end, offsets[s.owner] + s.size_bytes) for s in storages]
+    in_use = {
+        node: max((end for first, last, end in ends if first <= position[node] <= last), default=0)
+        for node in nodes
+        if is_region(node)
+    }
+    total = max((end for _, _, end in ends), default=0)
+    return MemoryPlan(offsets, total, results, sum(s.size_bytes for s in storages), in_use)
 
 
 def owns_storage(node: fx.Node) -> bool:

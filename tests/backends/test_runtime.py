@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import sepc
-from sepc.backends.build import KernelCall, Pointer, c_compiler, entry_source, link
+from sepc.backends.build import KernelCall, Pointer, entry_source, link
 from sepc.backends.program import ARENA, FIRST_INPUT, HostCall, Program
+from sepc.c_compiler import c_compiler
 from sepc.compiled import CompiledModel
 from sepc.errors import BuildError
 from tests.helpers import Function

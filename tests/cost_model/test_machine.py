@@ -14,6 +14,8 @@ from sepc.cost_model.machine import MACHINES_DIRECTORY, Machine, parse_machine
 from sepc.cost_model.x86_cpus import X86_CPUS
 from sepc.errors import TargetError
 
+WITHOUT_THIRD_LEVEL = ("cortex-a53", "cortex-a72")
+
 
 def _table() -> dict[str, Any]:
     return tomllib.loads((MACHINES_DIRECTORY / "znver5.toml").read_text())
@@ -23,7 +25,8 @@ def _table() -> dict[str, Any]:
 def test_every_description_loads(name: str) -> None:
     machine = Machine.load(name)
     assert machine.name == name
-    assert [level.name for level in machine.levels] == ["L1", "L2", "L3", "DRAM"]
+    caches = ["L1", "L2"] if name in WITHOUT_THIRD_LEVEL else ["L1", "L2", "L3"]
+    assert [level.name for level in machine.levels] == [*caches, "DRAM"]
     reads = [level.bandwidth_bytes_per_cycle for level in machine.levels]
     assert reads == sorted(reads, reverse=True)
     for level in machine.levels:
@@ -31,7 +34,8 @@ def test_every_description_loads(name: str) -> None:
         assert level.total_bandwidth_bytes_per_cycle >= level.bandwidth_bytes_per_cycle
         assert level.write_bandwidth_bytes_per_cycle > 0
     assert machine.levels[0].bandwidth_bytes_per_cycle <= machine.loads_per_cycle * machine.vector_bits / 8
-    assert machine.vector_registers == (32 if machine.vector_bits == 512 else 16)
+    assert machine.vector_registers == (16 if machine.vector_bits == 256 else 32)
+    assert machine.architecture == ("aarch64" if machine.vector_bits == 128 else "x86-64")
 
 
 @pytest.mark.parametrize("name", Machine.known())
@@ -57,6 +61,11 @@ def test_every_core_has_a_description_of_its_width() -> None:
         ("sapphirerapids", 64),
         ("x86-64-v3", 32),
         ("x86-64-v4", 32),
+        ("cortex-a53", 8),
+        ("cortex-a72", 8),
+        ("cortex-a76", 16),
+        ("neoverse-n1", 16),
+        ("neoverse-v1", 32),
     ],
 )
 def test_peak_is_that_of_the_manuals(name: str, flops_per_cycle: int) -> None:

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
-from sepc.cost_model.traffic import nest_of, set_share, streamed_footprint, task_counts
+from sepc.cost_model.traffic import nest_of, run_bytes, set_share, streamed_footprint, task_counts
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling
 
 LANES = 16
@@ -24,8 +24,9 @@ def test_what_fits_moves_nothing() -> None:
 def test_pointwise_rereads_the_input_per_panel_or_the_weights_per_column_tile() -> None:
     # All panels in one task, columns tiled: weights (24576 bytes) are read again by each of the five column tiles.
     by_columns = nest_of(POINTWISE, DenseTiling(12, (16, 16), 1, 2, 3), LANES, 1)
-    tile = 24 * (64 + 32) * 4 + 32 * 64 * 4  # input and output of a tile, one panel of weights
-    fetched = by_columns.into_cache(tile / 1.0)
+    # Input and output of a tile; one panel of weights and the next, as the tile is swept between two uses of it.
+    tile = 24 * (64 + 32) * 4 + 2 * 32 * 64 * 4
+    fetched = by_columns.into_cache(tile)
     assert fetched.weights == 5 * 64 * 96 * 4
     assert fetched.activations == 120 * 64 * 4
     assert fetched.results == 120 * 96 * 4
@@ -46,10 +47,25 @@ def test_depthwise_rereads_the_halo_per_row_tile() -> None:
     assert nest.into_cache(whole_task).activations == pytest.approx(32 * 32 * 48 * 4)
 
 
-def test_strips_from_far_away_cost_more() -> None:
+def test_strips_are_told_apart() -> None:
     nest = nest_of(DEPTHWISE, LaneTiling(8, 1, 32, 3), LANES, 1)
     strip = 2 * 32 * 32 * 16 * 4 + 9 * 16 * 4
-    assert nest.into_cache(strip).activations > nest.into_cache(strip, first_level=True).activations
+    fetched = nest.into_cache(strip)
+    assert fetched.strips == fetched.activations > 0
+    assert nest_of(DEPTHWISE, LaneTiling(8, 3, 32, 1), LANES, 1).into_cache(strip).strips == 0
+
+
+@pytest.mark.parametrize("channels", [1, 8, 16, 24, 40, 48, 95, 96])
+@pytest.mark.parametrize("pixel_channels", [3, 16, 24, 96, 100])
+def test_run_bytes_against_counting_lines(channels: int, pixel_channels: int) -> None:
+    if pixel_channels % channels:
+        return  # what is left over at a pixel's end is shorter
+    starts = [
+        4 * (pixel * pixel_channels + k * channels) for pixel in range(16) for k in range(pixel_channels // channels)
+    ]
+    lines = [(start + 4 * channels - 1) // 64 - start // 64 + 1 for start in starts]
+    expected = 64 * sum(lines) / len(lines)
+    assert run_bytes(channels, pixel_channels) == min(expected, 4 * pixel_channels)
 
 
 def test_overflow_is_gradual_and_traffic_never_grows_with_the_cache() -> None:
@@ -81,7 +97,8 @@ def test_compulsory_bytes() -> None:
     assert footprint.results == 120 * 96 * 4
     strided = Convolution(1, 8, 8, 4, 4, 16, 16, 1, (1, 1), (2, 2))
     assert streamed_footprint(strided).activations == 4 * 4 * 16 * 4  # the pixels between are not read
-    assert streamed_footprint(Map((3, 5, 7)), operand_bytes=11).total == 2 * 3 * 5 * 7 * 4 + 11
+    assert streamed_footprint(Map((3, 5, 7))).total == 2 * 3 * 5 * 7 * 4
+    assert streamed_footprint(Map((3, 5, 7)), operand_bytes=11).total == 3 * 5 * 7 * 4 + 11
     assert streamed_footprint(Normalization(10, 32, 1e-6)).total == 2 * 10 * 32 * 4 + 2 * 32 * 4
     assert streamed_footprint(Pooling(1, 7, 7, 1, 1, 64, False, True)).total == 50 * 64 * 4
 

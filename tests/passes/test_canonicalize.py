@@ -92,6 +92,7 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
         (lambda self, x: torch.add(x, 2, alpha=3), ["add.Tensor"]),
         # splits
         (lambda self, x: x.chunk(2, 1)[1], ["slice.Tensor"]),
+        (lambda self, x: x.unbind(1)[1], ["select.int"]),
         (lambda self, x: torch.cat(x.split([1, 3], 1)[::-1], 1), ["slice.Tensor", "slice.Tensor", "cat.default"]),
         (lambda self, x: x.split(3, -1)[-1], ["slice.Tensor"]),
         # convolutions

@@ -91,6 +91,11 @@ def check(module: fx.GraphModule, plan: MemoryPlan) -> None:
             if begin <= other_end and other_begin <= end:
                 assert offset + storage_bytes(node) <= start or start + storage_bytes(other) <= offset
     assert plan.arena_bytes <= plan.unshared_bytes
+    for index, node in enumerate(module.graph.nodes):
+        if region.is_region(node):
+            alive = [one for one in plan.arena_offsets if spans[one][0] <= index <= spans[one][1]]
+            ends = [plan.arena_offsets[one] + storage_bytes(one) for one in alive]
+            assert plan.in_use_bytes[node] == max(ends, default=0)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -158,14 +158,13 @@ def _roll(emitter: Emitter, x: Tensor, shifts: Sequence[int], dims: Sequence[int
     shape = shape_of(x)
     offset = [0] * len(shape)
     for shift, dim in zip(shifts, dims, strict=True):
-        offset[dim] += shift
-    return _moved(
-        emitter,
-        x,
-        lambda i: [
-            tirx.floormod(v - o + n * (1 + abs(o)), n) if o else v for v, o, n in zip(i, offset, shape, strict=True)
-        ],
-    )
+        offset[dim] = (offset[dim] + shift) % shape[dim]
+
+    def wrapped(index: Expr, by: int, size: int) -> Expr:
+        # Not by a remainder: TVM 0.27 merges those of two dimensions whose loops are fused, and loses a shift.
+        return tirx.Select(index < by, index - by + size, index - by) if by else index
+
+    return _moved(emitter, x, lambda i: [wrapped(*entry) for entry in zip(i, offset, shape, strict=True)])
 
 
 def _pixel_shuffle(emitter: Emitter, x: Tensor, factor: int) -> Tensor:

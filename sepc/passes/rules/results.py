@@ -3,6 +3,7 @@
 Pattern and equation.
 
     split(x, sizes, dim)[i], chunk(x, n, dim)[i]    →    slice(x, dim, Σ sizes[:i], Σ sizes[:i + 1])
+    unbind(x, dim)[i]                               →    select(x, dim, i)
     _native_batch_norm_legit_no_training(x, …)[0]   →    batch_norm(x, …)
     native_layer_norm(x, …)[0]                      →    layer_norm(x, …)
     max_pool2d_with_indices(x, …)[0]                →    max_pool2d(x, …)
@@ -34,6 +35,14 @@ def _as_slice(node: fx.Node, module: fx.GraphModule) -> Call | None:
     return aten.slice.Tensor, (named["self"], dim, start, start + sizes[index])
 
 
+def _as_selection(node: fx.Node, module: fx.GraphModule) -> Call | None:
+    unbind, index = node.args
+    if not isinstance(unbind, fx.Node) or not is_op(unbind, aten.unbind.int) or not isinstance(index, int):
+        return None
+    named = arguments(unbind)
+    return aten.select.int, (named["self"], named["dim"], index)
+
+
 def _as_one_output(node: fx.Node, module: fx.GraphModule) -> Call | None:
     source, index = node.args
     if index != 0 or not isinstance(source, fx.Node) or not isinstance(source.target, OpOverload):
@@ -50,4 +59,5 @@ def _as_one_output(node: fx.Node, module: fx.GraphModule) -> Call | None:
 
 
 AS_SLICE = Respell((operator.getitem,), _as_slice)
+AS_SELECTION = Respell((operator.getitem,), _as_selection)
 AS_ONE_RESULT = Respell((operator.getitem,), _as_one_output)
