@@ -68,9 +68,10 @@ class Fuse:
                     count += 1
         return count > 0
 
-    def _ways(self, sequence: _Sequence, machine: Machine, threads: int) -> nx.DiGraph:
+    def _ways(self, sequence: _Sequence, machine: Machine, threads: int) -> nx.DiGraph[int]:
         """The ways through a sequence: from point to point between its regions, an edge for what may be one kernel."""
-        ways, links = nx.DiGraph(), sequence.links
+        ways: nx.DiGraph[int] = nx.DiGraph()
+        links = sequence.links
         for begin, end in combinations(range(len(links) + 1), 2):
             if end - begin == 1 or (end - begin <= LONGEST[self.objective] and _has_window(links[begin:end])):
                 time_us = _time_us(links[begin:end], machine, threads, self.objective)
@@ -90,7 +91,7 @@ class _Sequence:
         return _Sequence(nodes, [_link(graph_module, node) for node in nodes])
 
 
-def _cut(sequence: _Sequence, ways: nx.DiGraph, context: PassContext) -> list[tuple[int, int]]:
+def _cut(sequence: _Sequence, ways: nx.DiGraph[int], context: PassContext) -> list[tuple[int, int]]:
     """The pieces of the quickest of the `ways` through a sequence, as half-open ranges."""
     path = nx.shortest_path(ways, 0, len(sequence.nodes), weight="time_us")
     taken = list(pairwise(path))
@@ -105,7 +106,7 @@ def _cut(sequence: _Sequence, ways: nx.DiGraph, context: PassContext) -> list[tu
 
 
 def _keep_small(
-    graph_module: fx.GraphModule, sequences: Sequence[_Sequence], ways: Sequence[nx.DiGraph], context: PassContext
+    graph_module: fx.GraphModule, sequences: Sequence[_Sequence], ways: Sequence[nx.DiGraph[int]], context: PassContext
 ) -> None:
     """Remove from `ways` every piece that takes more memory than the graph has to take somewhere."""
     live = LiveBytes.of(graph_module)
@@ -126,12 +127,13 @@ def _keep_small(
                 context.note(Fuse.name, sequence.nodes[begin], f"{names} not a kernel: {peak} bytes, limit {limit}")
 
 
-def _least_peak(ways: nx.DiGraph, end: int) -> int:
+def _least_peak(ways: nx.DiGraph[int], end: int) -> int:
     """The least peak of any way from point 0 to `end`."""
     least = {0: 0}
     for point in range(1, end + 1):
-        before = ways.in_edges(point, data="peak_bytes")
-        least[point] = min(max(least[begin], peak) for begin, _, peak in before)
+        least[point] = min(
+            max(least[begin], ways.edges[begin, point]["peak_bytes"]) for begin in ways.predecessors(point)
+        )
     return least[end]
 
 
