@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -185,3 +186,30 @@ def test_degenerate_shapes_do_not_crash(chain: Chain, name: str, threads: int) -
     assert math.isfinite(choice.cost.time_us)
     assert choice.cost.time_us > 0
     assert all(rows >= 1 for rows in chain.rows_for(1))
+
+
+def test_neighbouring_tasks_share_their_halo() -> None:
+    chain = Chain((convolution(56, 48, 48, 3, groups=48), convolution(56, 48, 24)))
+    tiling = choose_chain(chain, ZEN5, 1, epilogue_costs=(0, 0)).tiling
+    assert isinstance(tiling, ChainTiling)
+    moved = [
+        predict_chain(chain, ChainTiling(tiling.links, rows, 2), ZEN5, 1, (0, 0)).bytes_moved for rows in (56, 14, 4)
+    ]
+    compulsory = 4 * 56 * 56 * (48 + 24) + 4 * (48 * 10 + 24 * 49)
+    assert moved == [compulsory] * 3
+
+
+def test_a_chain_whose_weights_do_not_stay_reads_them_every_turn() -> None:
+    chain = inverted_residual(14, 96, 384, 96)
+    links = choose_chain(chain, ZEN5, 1, epilogue_costs=(0,) * 3).tiling
+    assert isinstance(links, ChainTiling)
+    small = dataclasses.replace(
+        ZEN5, levels=(ZEN5.levels[0], dataclasses.replace(ZEN5.levels[1], size_bytes=1 << 18), ZEN5.dram)
+    )
+    behind = [
+        predict_chain(chain, ChainTiling(links.links, 14, step), small, 1, (0,) * 3).bytes_per_level[-1][1]
+        for step in (1, 2)
+    ]
+    weights = 4 * (2 * 96 * 384)
+    assert behind[0] > 13 * weights  # one turn per row
+    assert behind[0] > 1.4 * behind[1]

@@ -72,6 +72,13 @@ def test_the_epilogue_costs() -> None:
     assert compute_cycles(conv, tiling, ZEN5, 20) > compute_cycles(conv, tiling, ZEN5, 1)
 
 
+def test_a_long_epilogue_is_not_hidden_by_the_multiplies() -> None:
+    conv, tiling = _pointwise(3136, 512, 96), DenseTiling(8, (16, 16), 1, 49, 3)
+    vectors = 3136 * 96 / ZEN5.vector_lanes
+    added = compute_cycles(conv, tiling, ZEN5, 22) - compute_cycles(conv, tiling, ZEN5, 0)
+    assert 0.7 * vectors * 22 / ZEN5.fma_per_cycle <= added <= vectors * 22 / ZEN5.fma_per_cycle
+
+
 def test_two_threads_take_half_where_the_tasks_are_even() -> None:
     conv, tiling = _pointwise(3136, 128, 128), DenseTiling(14, (16, 16), 1, 14, 4)
     one, two = (predict(conv, tiling, ZEN5, threads).time_us for threads in (1, 2))

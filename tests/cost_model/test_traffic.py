@@ -47,6 +47,21 @@ def test_depthwise_rereads_the_halo_per_row_tile() -> None:
     assert nest.into_cache(whole_task).activations == pytest.approx(32 * 32 * 48 * 4)
 
 
+def test_weights_that_every_task_uses_outlast_the_call() -> None:
+    tiling = DenseTiling(12, (16, 16), 1, 2, 3)
+    whole = 4 * (120 * (64 + 96) + 64 * 96)
+    fetched = nest_of(POINTWISE, tiling, LANES, 1).into_cache(0.8 * whole)
+    assert fetched.weights == 0
+    assert fetched.activations == 120 * 64 * 4
+    assert fetched.results == pytest.approx(120 * 96 * 4)
+
+
+def test_the_columns_of_all_tasks_are_the_whole_row() -> None:
+    conv = Convolution(1, 112, 112, 56, 56, 3, 32, 1, (7, 7), (2, 2), (3, 3))  # two blocks of the row are borders
+    nest = nest_of(conv, DenseTiling(4, (16, 16), 1, 6, 1), LANES, 1)
+    assert nest.footprints[0].results == 56 * 56 * 32 * 4
+
+
 def test_strips_are_told_apart() -> None:
     nest = nest_of(DEPTHWISE, LaneTiling(8, 1, 32, 3), LANES, 1)
     strip = 2 * 32 * 32 * 16 * 4 + 9 * 16 * 4
