@@ -31,6 +31,9 @@ FloatArray = NDArray[np.float32]
 
 FLOAT_BYTES = 4
 LINE_ELEMENTS = 16
+# Between the scratch of two threads, a page and a bit: with less, prefetching by one disturbs the other. Measured on 2
+# Zen 5 cores, 1×1 16→96, depthwise stride 2, 1×1 96→24 at 112²: 194 µs without, 158 µs with.
+THREAD_GAP_ELEMENTS = 1024 + 3 * LINE_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,11 @@ def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: Cha
     chain = chain_of(problems)
     rings = chain.ring_elements(tiling.step)
     starts = [sum(map(_aligned_elements, rings[:index])) for index in range(len(rings) + 1)]
-    scratch = arguments.scratch(starts[-1])
+    per_thread = starts[-1] + THREAD_GAP_ELEMENTS
+    scratch = arguments.scratch(per_thread)
 
     def body(frame: Frame) -> None:
-        base = frame.thread * starts[-1]
+        base = frame.thread * per_thread
         between = [
             Ring(frame.buffers[scratch], problem.result, base + start, rows=rows)
             for problem, start, rows in zip(problems, starts, chain.rows_for(tiling.step)[:-1], strict=False)
