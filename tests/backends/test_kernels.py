@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -144,15 +145,36 @@ def test_convolutions_of_all_shapes_agree_with_pytorch(kind: str, data: st.DataO
 @given(data=st.data())
 def test_every_legal_tiling_gives_the_right_result(kind: str, data: st.DataObject) -> None:
     cases = data.draw(st.lists(convolutions(kind), min_size=6, max_size=6))
-    generator = random.Random(data.draw(st.integers(0, 1000)))
+    with any_tiling(data.draw(st.integers(0, 1000))):
+        check([case.build() for case in cases])
 
-    def any_tiling(stage: search.Stage, machine: search.Machine, threads: int, **costs: int) -> search.Choice:
+
+@contextmanager
+def any_tiling(seed: int) -> Iterator[None]:
+    """Tilings are drawn at random from all that are legal."""
+    generator = random.Random(seed)
+
+    def choose(stage: search.Stage, machine: search.Machine, threads: int, **costs: int) -> search.Choice:
         tiling = generator.choice(search.candidates(stage, machine, threads))
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose_tiling, "choose", any_tiling)
-        check([case.build() for case in cases])
+        patch.setattr(choose_tiling, "choose", choose)
+        yield
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_wider_than_a_tile_of_rows_are_right_in_every_tiling(seed: int) -> None:
+    # TVM simplified the bounds of such windows to wrong constants while they were quotients.
+    wide = torch.randn(2, 16, 14, 14)
+    cases: list[tuple[nn.Module, torch.Tensor]] = [
+        (nn.Conv2d(16, 32, 3, padding=dilation, dilation=dilation), wide) for dilation in (6, 12, 13, 24)
+    ]
+    cases += [(nn.Conv2d(16, 16, 3, 1, dilation, dilation, 16), wide) for dilation in (6, 12, 13)]
+    cases += [(nn.MaxPool2d(3, 1, 1, dilation=1), wide), (nn.AvgPool2d(5, 3, 2), wide)]
+    cases += [(nn.AdaptiveAvgPool2d(size), wide) for size in (1, 3, 5, 11, 14, 28)]
+    with any_tiling(seed):
+        check(cases)
 
 
 def test_avx2_kernels_agree_with_pytorch() -> None:

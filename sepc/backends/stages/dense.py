@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.kernel import Frame, loop, tile_span, when
+from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
 from sepc.backends.stages.vector import (
     LINE_FLOATS,
     Accumulator,
@@ -87,8 +87,8 @@ def row_taps(convolution: Convolution, row: Index) -> Iterator[Index]:
             yield tap
         return
     first = row * stride - padding  # input row of tap 0
-    begin = T.Bind(tirx.max(0, tirx.truncdiv(dilation - 1 - first, dilation)))
-    end = T.Bind(tirx.min(taps, tirx.truncdiv(convolution.in_height - first + dilation - 1, dilation)))
+    begin = T.Bind(count_below(0, first, dilation, taps))
+    end = T.Bind(count_below(convolution.in_height, first, dilation, taps))
     with T.serial(begin, tirx.max(begin, end)) as tap:
         yield tap
 

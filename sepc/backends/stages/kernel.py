@@ -96,6 +96,20 @@ def when(condition: Expr | bool) -> Iterator[None]:
         yield
 
 
+def count_below(limit: int, first: Index, step: int, count: int) -> Index:
+    """How many of the `count` positions first, first + step, … are below `limit`.
+
+    By comparisons: TVM 0.27 simplified a quotient here to a wrong constant (kernel with dilation 12, 14 rows in
+    tiles of 7), so that no kernel divides what may be negative.
+    """
+    if step == 1:
+        return tirx.max(0, tirx.min(count, limit - first))
+    total: Index = 0
+    for index in range(count):
+        total = total + tirx.Cast("int32", first + index * step < limit)
+    return total
+
+
 def span(tile: Index, size: int, total: int) -> Index:
     """How many of `total` items fall into tile number `tile` of `size` items each; may be zero past the end."""
     if isinstance(tile, int):

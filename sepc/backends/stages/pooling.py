@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Sink
-from sepc.backends.stages.kernel import Frame, loop, tile_span
+from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span
 from sepc.backends.stages.lanewise import channel_tiles, for_each_channel_group
 from sepc.backends.stages.math import maximum
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant
@@ -45,8 +45,8 @@ def _window(pooling: Pooling, axis: int, position: Index) -> _Window:
         return _Window(begin, count, 1, count)
     kernel, step, padding = pooling.kernel[axis], pooling.dilation[axis], pooling.padding[axis]
     first = position * pooling.stride[axis] - padding
-    skipped = T.Bind(tirx.max(0, tirx.truncdiv(step - 1 - first, step)))
-    end = T.Bind(tirx.min(kernel, tirx.truncdiv(size - first + step - 1, step)))
+    skipped = T.Bind(count_below(0, first, step, kernel))
+    end = T.Bind(count_below(size, first, step, kernel))
     count = T.Bind(tirx.max(0, end - skipped))
     padded = tirx.min(first + kernel, size + padding) - first
     return _Window(T.Bind(first + skipped * step), count, step, padded if pooling.include_padding else count)
