@@ -15,11 +15,12 @@ That yields re-reads of weights per row tile, of the input per panel, halo re-re
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, Tiling
+from sepc.cost_model.tasks import busiest_share, task_counts, task_tiles
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, Tiling
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div
 
 FP32_BYTES: Final = 4
@@ -29,8 +30,9 @@ LINE_BYTES: Final = 64
 GRADUAL_OVERFLOW: Final = 1.05
 """A working set of this many times a cache's size gets no hits from it any more.
 
-Under strict replacement of the least recently used line that would be 1. Real caches are less strict, but the choice of
-tilings for a Zen 5 core did not depend on it between 1.05 and 1.7, and bytes agree with a simulated cache only near 1.
+Under strict replacement of the least recently used line that would be 1; bytes agree with such a simulated cache only
+near 1. Real caches are less strict. On the few kernels of a Zen 5 core for which it was tried (6 to 11), the choice of
+tilings was the same between 1.05 and 1.7; more have not been looked at.
 """
 
 
@@ -146,61 +148,6 @@ def missing_part(needed: float) -> float:
     Real caches replace not quite the least recently used line: what hardly does not fit, hits in part.
     """
     return min(1.0, max(0.0, needed - 1) / (GRADUAL_OVERFLOW - 1))
-
-
-def task_tiles(stage: Stage, tiling: Tiling, lanes: int) -> tuple[tuple[int, int], ...]:
-    """The task space that the backend's kernel shares out, outermost dimension first: its extent, and how much of it
-    one task takes (the last one less).
-    """
-    match stage, tiling:
-        case Convolution(), DenseTiling():
-            repeat = max(segment.repeat for segment in stage.column_segments(tiling.columns))
-            panels = ceil_div(stage.group_out, sum(tiling.panel))
-            tiles = ((stage.out_height, tiling.rows), (repeat, tiling.blocks), (panels, tiling.panels))
-            return ((stage.batch, 1), (stage.groups, 1), *tiles)
-        case Convolution(), LaneTiling():
-            return ((stage.batch, 1), (stage.out_height, tiling.rows), _lane_groups(stage.out_channels, tiling, lanes))
-        case Pooling(), LaneTiling():
-            return ((stage.batch, 1), (stage.out_height, tiling.rows), _lane_groups(stage.channels, tiling, lanes))
-        case Normalization(), RowTiling():
-            return ((stage.pixels, tiling.rows),)
-        case Map(), RowTiling():
-            if len(stage.extents) == 1:
-                return ((max(1, stage.extents[0] // (2 * lanes)), tiling.rows),)
-            return (*((extent, 1) for extent in stage.extents[:-2]), (stage.extents[-2], tiling.rows))
-    raise TypeError(f"{type(stage).__name__} cannot be tiled by {type(tiling).__name__}")
-
-
-def task_counts(stage: Stage, tiling: Tiling, lanes: int) -> tuple[int, ...]:
-    """Tasks along each dimension of the task space, outermost first."""
-    return tuple(ceil_div(extent, tile) for extent, tile in task_tiles(stage, tiling, lanes))
-
-
-MOST_COUNTED_TASKS: Final = 64
-
-
-def busiest_share(tiles: Sequence[tuple[int, int]], threads: int) -> float:
-    """The part of the work of a task space that the busiest of `threads` threads does.
-
-    Threads take runs of tasks of equal number; the last tile of a dimension may be smaller than the others, which is
-    counted where tasks are few enough to matter.
-    """
-    tasks = math.prod(ceil_div(extent, tile) for extent, tile in tiles)
-    if threads == 1 or tasks == 0:
-        return 1.0
-    if tasks > MOST_COUNTED_TASKS:
-        return ceil_div(tasks, threads) / tasks
-    sizes = [1]
-    for extent, tile in tiles:
-        pieces = [min(tile, extent - start) for start in range(0, extent, tile)]
-        sizes = [size * piece for size in sizes for piece in pieces]
-    shares = (sum(sizes[t * tasks // threads : (t + 1) * tasks // threads]) for t in range(threads))
-    return max(shares) / sum(sizes)
-
-
-def _lane_groups(channels: int, tiling: LaneTiling, lanes: int) -> tuple[int, int]:
-    """Groups of channel vectors of a lanewise stage, and how many a task takes."""
-    return ceil_div(channels, lanes * tiling.vectors), tiling.groups
 
 
 def nest_of(stage: Stage, tiling: Tiling, lanes: int, threads: int, operand_bytes: int = 0) -> Nest:

@@ -9,8 +9,8 @@ import pytest
 
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import candidates, choose, predict
+from sepc.cost_model.tasks import task_counts
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
-from sepc.cost_model.traffic import task_counts
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
 
 ZEN5 = Machine.load("znver5")
