@@ -13,6 +13,8 @@ from sepc.passes.manager import PassContext, PassManager
 from sepc.passes.pipeline import PIPELINE
 from sepc.target import Target
 
+COSTED = ("recompute", "fuse")
+
 
 class Function(nn.Module):
     """A function of itself, for its layers, and of the inputs."""
@@ -30,14 +32,14 @@ class Function(nn.Module):
 def passes_until(last: str, model: nn.Module, *inputs: torch.Tensor) -> tuple[fx.GraphModule, PassContext]:
     """The graph of `model` after pass `last`, for two threads of an AVX2 machine; verified after every pass.
 
-    Without fuse, unless it is the last: what it joins depends on figures of the cost model, and most tests are about
-    single regions.
+    Without recompute and fuse, unless one is the last: what they do depends on figures of the cost model, and most
+    tests are about single regions.
     """
     module = capture(model.eval(), inputs).graph_module
     for node, value in zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True):
         node.meta["val"] = node.meta["val"].as_strided(value.shape, value.stride())
     names = [one.name for one in PIPELINE]
-    passes = [one for one in PIPELINE[: names.index(last) + 1] if one.name == last or one.name != "fuse"]
+    passes = [one for one in PIPELINE[: names.index(last) + 1] if one.name == last or one.name not in COSTED]
     context = PassContext(machine=Target.parse("x86-64-v3").machine, threads=2, example_inputs=inputs)
     PassManager(passes, verify_each=True).run(module, context)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from benchmarks.cost_model.kernels import Bench, Launch, lower_region
 from benchmarks.cost_model.regions import Region, captured, own_regions, run_passes
 from benchmarks.cost_model.results import Report, median_and_p90
 from sepc.cost_model.tiling import Tiling
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
 from sepc.target import Target
 
 MODELS: Final = (
@@ -104,17 +105,23 @@ def compare(model: str, found: Region, target: Target, threads: int, alternative
 
 
 def describe_stages(found: Region) -> str:
-    """The shapes of a region's convolutions, in short."""
-    parts = []
-    for problem in found.problems:
-        stage = problem.stage
-        kernel = getattr(stage, "kernel", (1, 1))
-        name = "dw" if getattr(stage, "groups", 1) > 1 else "pw" if kernel == (1, 1) else "conv"
-        shape = f"{getattr(stage, 'in_channels', 0)}→{getattr(stage, 'out_channels', 0)}"
-        size = f"{getattr(stage, 'out_height', 0)}×{getattr(stage, 'out_width', 0)}"
-        stride = getattr(stage, "stride", (1, 1))[0]
-        parts.append(f"{name}{kernel[0]}{f'/{stride}' if stride > 1 else ''} {shape} @{size}")
-    return ", ".join(parts)
+    """The shapes of a region's stages, in short."""
+    return ", ".join(describe_stage(problem.stage) for problem in found.problems)
+
+
+def describe_stage(stage: Stage) -> str:
+    """The shape of a stage, in short."""
+    if isinstance(stage, Map):
+        return f"map {'×'.join(map(str, stage.extents))}"
+    names = {Normalization: "norm", Pooling: "pool"}
+    name = names.get(type(stage), "conv")
+    if isinstance(stage, Convolution) and stage.groups > 1:
+        name = "dw" if stage.group_in == 1 else "grouped"
+    elif name == "conv" and stage.kernel == (1, 1):
+        name = "pw"
+    window = "" if stage.kernel == (1, 1) else str(stage.kernel[0])
+    stride = f"/{stage.stride[0]}" if stage.stride[0] > 1 else ""
+    return f"{name}{window}{stride} {stage.in_channels}→{stage.out_channels} @{stage.out_height}×{stage.out_width}"
 
 
 def run(*, quick: bool = False, threads: int = 1) -> Report:

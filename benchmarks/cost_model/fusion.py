@@ -1,4 +1,4 @@
-"""Fuse or not: every chain that could be made of neighbouring convolutions of a model, against its single kernels."""
+"""Fuse or not: every chain that could be made of neighbouring regions of a model, against its single kernels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from benchmarks.cost_model.choice import describe_stages
 from benchmarks.cost_model.kernels import Bench, Launch, lower_region
 from benchmarks.cost_model.regions import Region, captured, extract_piece, merge_all, own_regions, run_passes
 from benchmarks.cost_model.results import Report
-from sepc.ir import ops, region
+from sepc.ir import region
+from sepc.passes.fuse import LONGEST
+from sepc.passes.sequences import find_sequences
 from sepc.target import Target
 
 MODELS: Final = ("mobilenetv2_100", "efficientnet_b0", "convnext_tiny")
 SETTINGS: Final = ((224, 1), (224, 16), (1024, 1))  # pixels a side, batch
-LONGEST: Final = 3
 ROUNDS: Final = 9
 MATTERS: Final = 0.10
 GOAL: Final = 0.95
@@ -61,46 +62,17 @@ class Outcome:
 
 
 def chains_of(graph_module: fx.GraphModule) -> Iterator[list[fx.Node]]:
-    """All runs of two or three neighbouring convolution regions, each the only reader of the one before.
-
-    As in `sepc.passes.fuse`: over images, and one of them at least with a window.
-    """
-    runs: dict[fx.Node, list[fx.Node]] = {}
-    for node, graph in region.regions(graph_module):
-        if not _is_link(node, graph):
-            continue
-        source = region.inputs(node)[0]
-        before = runs.pop(source, []) if len(source.users) == 1 and _convolves(node, graph, source) else []
-        runs[node] = [*before, node]
-    for run in runs.values():
-        for begin, end in combinations(range(len(run) + 1), 2):
-            piece = run[begin:end]
-            if 2 <= len(piece) <= LONGEST and any(_has_window(graph_module, node) for node in piece):
-                yield piece
-
-
-def _is_link(node: fx.Node, graph: fx.GraphModule) -> bool:
-    shape = ops.shape(node) if region.info(node).kind == "convolution" else ()
-    inside = region.computations(graph)
-    return len(shape) == 4 and shape[2] > 1 and not any(ops.Permute.matches(inner) for inner in inside)
-
-
-def _convolves(node: fx.Node, graph: fx.GraphModule, source: fx.Node) -> bool:
-    """Whether the only use of `source` in the region that `node` calls is as the input of its convolution."""
-    inner = dict(zip(region.inputs(node), region.placeholders(graph), strict=True))[source]
-    readers = [one for one in region.computations(graph) if inner in one.all_input_nodes]
-    return len(readers) == 1 and (ops.Pad.matches(readers[0]) or ops.Conv.matches(readers[0]))
-
-
-def _has_window(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    convolutions = [one for one in region.computations(region.submodule(graph_module, node)) if ops.Conv.matches(one)]
-    return max(ops.Conv.of(convolutions[0]).kernel) > 1
+    """All runs of regions, with the permutes between them, that `sepc.passes.fuse` would consider."""
+    for sequence in find_sequences(graph_module):
+        for begin, end in combinations(range(len(sequence.nodes) + 1), 2):
+            if 2 <= end - begin <= LONGEST["time"]:
+                yield sequence.piece(begin, end)
 
 
 def compare(model: str, size: int, batch: int, piece: fx.GraphModule, target: Target, threads: int) -> Outcome:
     """Time the regions of `piece` one after the other, and as one chain; changes `piece`."""
     run_passes(piece, target, threads, "plan-layout", "choose-tiling")
-    singles = list(own_regions(piece, ("convolution",)))
+    singles = _singles(piece)
     names = [found.name for found in singles]
     given = list(dict.fromkeys(name for found in singles for name in found.inputs if name not in names))
     buffers = {name: index for index, name in enumerate(given)}
@@ -132,6 +104,11 @@ def compare(model: str, size: int, batch: int, piece: fx.GraphModule, target: Ta
     )
 
 
+def _singles(piece: fx.GraphModule) -> list[Region]:
+    """The regions of `piece` but for copies of its result to the strides of eager PyTorch."""
+    return [found for found in own_regions(piece) if found.kind != "copy"]
+
+
 def _elements(regions: Sequence[Region], name: str) -> list[int]:
     return [
         elements
@@ -147,7 +124,7 @@ def _launch(found: Region, buffers: dict[str, int], result: int, target: Target)
 
 
 def _as_chain(piece: fx.GraphModule, target: Target, threads: int) -> Region:
-    """All convolutions of `piece` as one region, planned."""
+    """All regions of `piece` as one, planned."""
     for node in [node for node, _ in region.regions(piece) if region.info(node).kind == "copy"]:
         node.replace_all_uses_with(region.inputs(node)[0])
         piece.graph.erase_node(node)
@@ -161,12 +138,12 @@ def outcomes_of(model: str, size: int, batch: int, threads: int, most: int) -> I
     target = Target.parse("native")
     module, inputs = models.load(model, size, batch)
     graph_module = captured(module, inputs)
-    run_passes(graph_module, target, threads, "canonicalize", "group")
+    run_passes(graph_module, target, threads, "canonicalize", "plan-layout", without=("fuse",))
     seen: set[object] = set()
     for nodes in chains_of(graph_module):
         piece = extract_piece(graph_module, nodes)
         run_passes(piece, target, threads, "plan-layout", "choose-tiling")
-        key = tuple(found.key for found in own_regions(piece, ("convolution",)))
+        key = tuple(found.key for found in _singles(piece))
         if key in seen or len(seen) >= most:
             continue
         seen.add(key)

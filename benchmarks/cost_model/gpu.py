@@ -17,24 +17,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
-from torch import fx
-
 from benchmarks import models
-from benchmarks.cost_model.fusion import chains_of
 from benchmarks.cost_model.regions import FLOAT_BYTES, captured, run_passes
 from benchmarks.cost_model.results import Report
 from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.ir import ops, region
-from sepc.ir.problem import analyse_chain, chain_of, channels_last_order, contiguous_strides
-from sepc.ir.stage import Chain, Convolution, ceil_div
+from sepc.ir.stage import Convolution, ceil_div
+from sepc.passes.sequences import find_sequences
 from sepc.target import Target
 
 MACHINE: Final = "sm_75"
 MODELS: Final = ("mobilenetv1_100", "mobilenetv2_100", "xception41")
 PUBLISHED_SAVING: Final = 0.83
 WARP: Final = 32
+
+Layers = tuple[Convolution, ...]  # one or two, each reading what the one before it writes
 
 
 @dataclass(frozen=True)
@@ -68,58 +67,58 @@ def _weights(conv: Convolution) -> int:
     return conv.out_channels * (conv.group_in * conv.taps + 1)
 
 
-def planned_bytes(chain: Chain, machine: GpuMachine) -> float:
+def planned_bytes(layers: Layers, machine: GpuMachine) -> float:
     """DRAM bytes of one or two convolutions as one kernel, under the best tiling that fits; infinite if there is none.
 
     Channels of a depthwise convolution are tiled with those of its neighbour; input channels of a pointwise one are
     reduced a warp's width at a time, so its input tile need not be held whole unless it is computed in the kernel.
     """
-    last, first = chain.links[-1], chain.links[0]
+    last, first = layers[-1], layers[0]
     budget = machine.shared_kib_per_block * 1024 // FLOAT_BYTES
     best = float("inf")
     for rows in tile_sizes(last.out_height):
         for columns in tile_sizes(last.out_width):
             tiles = last.batch * ceil_div(last.out_height, rows) * ceil_div(last.out_width, columns)
-            in_rows, in_columns = _through(chain, rows, columns)
+            in_rows, in_columns = _through(layers, rows, columns)
             read_per_channel = tiles * in_rows * in_columns
             for channels in _channel_tiles(last):
                 parts = ceil_div(last.out_channels, channels)
-                if _held(chain, rows, columns, channels) > budget or tiles * parts < machine.multiprocessors:
+                if _held(layers, rows, columns, channels) > budget or tiles * parts < machine.multiprocessors:
                     continue
                 if last.groups == 1 and rows * columns * channels > machine.registers // 2:
                     continue
-                reads = read_per_channel * first.in_channels * (parts if _rereads(chain) else 1)
-                weights = tiles * sum(map(_weights, chain.links))
-                if len(chain.links) == 2 and _rereads(chain) and chain.links[0].groups > 1:
-                    weights += tiles * (parts - 1) * _weights(chain.links[0])
+                reads = read_per_channel * first.in_channels * (parts if _rereads(layers) else 1)
+                weights = tiles * sum(map(_weights, layers))
+                if len(layers) == 2 and _rereads(layers) and layers[0].groups > 1:
+                    weights += tiles * (parts - 1) * _weights(layers[0])
                 written = last.pixels * last.out_channels
                 best = min(best, FLOAT_BYTES * (reads + weights + written))
     return best
 
 
-def _through(chain: Chain, rows: int, columns: int) -> tuple[int, int]:
-    for link in reversed(chain.links):
+def _through(layers: Layers, rows: int, columns: int) -> tuple[int, int]:
+    for link in reversed(layers):
         rows, columns = _reads(link, rows, columns)
     return rows, columns
 
 
-def _rereads(chain: Chain) -> bool:
+def _rereads(layers: Layers) -> bool:
     """Whether each tile of output channels reads all input channels."""
-    return any(link.groups == 1 for link in chain.links)
+    return any(link.groups == 1 for link in layers)
 
 
 def _channel_tiles(conv: Convolution) -> list[int]:
     return sorted({min(conv.out_channels, WARP * count) for count in (1, 2, 4, 8, 16, 32)})
 
 
-def _held(chain: Chain, rows: int, columns: int, channels: int) -> int:
+def _held(layers: Layers, rows: int, columns: int, channels: int) -> int:
     """Elements of shared memory that one thread block needs."""
-    last = chain.links[-1]
+    last = layers[-1]
     in_rows, in_columns = _reads(last, rows, columns)
-    if len(chain.links) == 1:
+    if len(layers) == 1:
         slice_channels = WARP if last.groups == 1 else channels
         return in_rows * in_columns * slice_channels + channels * (slice_channels if last.groups == 1 else last.taps)
-    first = chain.links[0]
+    first = layers[0]
     # A pointwise consumer needs all channels of the intermediate tile, a depthwise one only its own.
     between = in_rows * in_columns * (last.in_channels if last.groups == 1 else channels)
     outer = _reads(first, in_rows, in_columns)
@@ -133,33 +132,27 @@ def pairs_of(model: str, machine: GpuMachine) -> Iterator[Pair]:
     module, inputs = models.load(model)
     graph_module = captured(module, inputs)
     run_passes(graph_module, Target.parse("x86-64-v3"), 1, "canonicalize", "group")
-    seen: set[Chain] = set()
-    for nodes in chains_of(graph_module):
-        links = [_link(graph_module, node) for node in nodes]
-        if len(links) != 2 or {link.groups > 1 for link in links} != {True, False}:
-            continue
-        chain = Chain(tuple(links))
-        if chain not in seen and all(link.taps == 1 or link.groups > 1 for link in links):
-            seen.add(chain)
-            alone = sum(planned_bytes(Chain((link,)), machine) for link in links)
-            yield Pair(model, _describe(chain), alone, planned_bytes(chain, machine))
+    seen: set[Layers] = set()
+    for sequence in find_sequences(graph_module):
+        convolutions = [link.stage if isinstance(link.stage, Convolution) else None for link in sequence.links]
+        for first, last in pairwise(convolutions):
+            if first is None or last is None or not _is_separable(first, last) or (first, last) in seen:
+                continue
+            seen.add((first, last))
+            alone = planned_bytes((first,), machine) + planned_bytes((last,), machine)
+            yield Pair(model, _describe((first, last)), alone, planned_bytes((first, last), machine))
 
 
-def _link(graph_module: fx.GraphModule, node: fx.Node) -> Convolution:
-    graph = region.submodule(graph_module, node)
-
-    def strides(value: fx.Node) -> tuple[int, ...]:
-        shape = ops.shape(value)
-        return contiguous_strides(shape, channels_last_order(len(shape)) if len(shape) > 1 else None)
-
-    problems = analyse_chain(graph, {inner: strides(inner) for inner in region.placeholders(graph)}, strides(node))
-    return chain_of(problems).links[0]
+def _is_separable(first: Convolution, last: Convolution) -> bool:
+    """Whether one of the two is depthwise and the other pointwise."""
+    depthwise, pointwise = (first, last) if first.groups > 1 else (last, first)
+    return depthwise.group_in == depthwise.group_out == 1 < depthwise.groups and pointwise.taps == pointwise.groups == 1
 
 
-def _describe(chain: Chain) -> str:
+def _describe(layers: Layers) -> str:
     names = [
         f"{'dw' if link.groups > 1 else 'pw'} {link.in_channels}→{link.out_channels} @{link.out_height}"
-        for link in chain.links
+        for link in layers
     ]
     return ", ".join(names)
 

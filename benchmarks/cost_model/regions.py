@@ -10,15 +10,17 @@ from typing import Final
 import torch
 from torch import fx, nn
 
-from sepc.cost_model.chain import STEPS, predict_chain
+from sepc.cost_model.chain import STEPS, predict_chain, stage_blocks
 from sepc.cost_model.latency import Cost, compute_cycles, predict
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.search import Choice, candidates, register_blocks
-from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, Tiling
+from sepc.cost_model.search import Choice, candidates
+from sepc.cost_model.tiling import ChainTiling, StageTiling, Tiling
 from sepc.frontend.export import capture
 from sepc.ir import ops, region
 from sepc.ir.layout import layout, storage_elements
-from sepc.ir.problem import Problem, chain_of
+from sepc.ir.links import chain_of
+from sepc.ir.problem import Problem
+from sepc.ir.views import is_view
 from sepc.passes.choose_tiling import chain_problems, choice, region_problem
 from sepc.passes.manager import PassContext, PassManager
 from sepc.passes.pipeline import PIPELINE
@@ -38,7 +40,7 @@ class Region:
         graph: its operators. problems: its loop nests, one unless it is a chain.
         chosen: what the cost model chose.
         input_elements: elements that it may read from each input's address on. result_elements: of its result.
-        inputs: the names of its inputs.
+        inputs: the names of the values that own its inputs' memory.
     """
 
     name: str
@@ -97,9 +99,9 @@ class Region:
         """Chain tilings of the best blocks of each link, by arithmetic, with all windows and tasks."""
         chain = chain_of(self.problems)
         height = chain.links[-1].out_height
-        blocks: list[list[DenseTiling | LaneTiling]] = []
+        blocks: list[list[StageTiling]] = []
         for problem, link in zip(self.problems, chain.links, strict=True):
-            own = [block for block in register_blocks(link, machine) if isinstance(block, DenseTiling | LaneTiling)]
+            own = stage_blocks(link, machine)
             cycles = {block: compute_cycles(link, block, machine, problem.epilogue_cost) for block in own}
             blocks.append(sorted(own, key=cycles.__getitem__)[:3])
         choices = [tuple(own[0] for own in blocks)]
@@ -149,29 +151,29 @@ def own_regions(graph_module: fx.GraphModule, kinds: Sequence[str] = ()) -> Iter
             choice(node),
             tuple(storage_elements(ops.shape(value), layout(value).strides) for value in values),
             storage_elements(ops.shape(node), layout(node).strides),
-            tuple(value.name for value in values),
+            tuple(layout(value).base.name for value in values),
         )
 
 
 def extract_piece(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    """A graph of its own that calls the regions `nodes` and returns what the last one does; images channels-last."""
+    """A graph of its own that does what `nodes` do, regions and views, and returns what the last one does.
+
+    Its inputs have the layouts planned for them in `graph_module`.
+    """
     graph, owner = fx.Graph(), nn.Module()
     known: dict[fx.Node, fx.Node] = {}
-    for value in dict.fromkeys(value for node in nodes for value in region.inputs(node) if value not in nodes):
+    for value in dict.fromkeys(value for node in nodes for value in node.all_input_nodes if value not in nodes):
         known[value] = graph.placeholder(value.name)
-        tensor = value.meta["val"]
-        known[value].meta["val"] = (
-            tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor.contiguous()
-        )
+        known[value].meta["val"] = value.meta["val"].as_strided(ops.shape(value), layout(value).strides)
     for node in nodes:
-        owner.add_module(str(node.target), region.submodule(graph_module, node))
-        known[node] = graph.call_module(str(node.target), tuple(known[value] for value in region.inputs(node)))
-        known[node].meta.update(node.meta)
+        if region.is_region(node):
+            owner.add_module(str(node.target), region.submodule(graph_module, node))
+        known[node] = graph.node_copy(node, known.__getitem__)
     graph.output((known[nodes[-1]],))
     return fx.GraphModule(owner, graph)
 
 
 def merge_all(graph_module: fx.GraphModule) -> None:
-    """Make one chain of all regions of `graph_module`, of which each is the only reader of the one before."""
-    nodes = [node for node, _ in region.regions(graph_module)]
+    """Make one chain of all regions of `graph_module` and the views between, each the only reader of the one before."""
+    nodes = [node for node in graph_module.graph.nodes if region.is_region(node) or is_view(node)]
     region.merge(graph_module, nodes, "region_0_chain", region.RegionInfo("chain"), "benchmark")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from sepc.backends.stages import dense, lanewise
-from sepc.backends.stages.chain import ChainStage
+from sepc.backends.stages.chain import ChainStage, RowStage
 from sepc.backends.stages.elementwise import Expression
 from sepc.backends.stages.kernel import Frame, Parameter, build_function
 from sepc.backends.stages.mapping import MappingStage
@@ -22,9 +22,10 @@ from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTili
 from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.layout import storage_elements
-from sepc.ir.problem import Problem, Strides, chain_of, copy_problem
+from sepc.ir.links import chain_of
+from sepc.ir.problem import Problem, Strides, copy_problem
 from sepc.ir.region import computations, placeholders, result
-from sepc.ir.stage import Convolution, Normalization, Pooling, ceil_div
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div
 
 FloatArray = NDArray[np.float32]
 
@@ -107,37 +108,27 @@ class _Arguments:
 def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) -> LoweredKernel:
     """The kernel of `region`, whose loop nest is `problem`, with vectors of `lanes` channels."""
     arguments = _Arguments(region, lanes)
-    out_elements = storage_elements(_extents(problem), problem.result)
-    source = ""
-    if problem.input is not None:
-        source = arguments.tensor(problem.input, *_source_extent(problem))
-    emit_anchor = _anchor_emitter(problem, tiling, lanes, source, arguments)
-    names = {node: arguments.tensor(node, strides, _extents(problem)) for node, strides in problem.operands.items()}
-    out = arguments.result(out_elements)
+    source = _source(problem, arguments)
+    make = _stage_maker(problem, tiling, arguments)
+    names = _operand_names(problem, arguments)
+    out = arguments.result(storage_elements(_extents(problem), problem.result))
 
     def body(frame: Frame) -> None:
-        operands = {n: Operand(frame.buffers[names[n]], strides) for n, strides in problem.operands.items()}
-        expression = Expression(problem.epilogue, operands)
-        emit_anchor(frame, expression, Operand(frame.buffers[out], problem.result))
+        read = Operand(frame.buffers.get(source), problem.source)
+        write = Operand(frame.buffers[out], problem.result)
+        make(frame, read, _sink(problem, frame, names, write)).emit(frame)
 
     return _finish(arguments, body)
 
 
 def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: ChainTiling, lanes: int) -> LoweredKernel:
-    """The kernel of `region`, a chain of convolutions with loop nests `problems`; it needs scratch for each thread."""
+    """The kernel of `region`, a chain whose links have loop nests `problems`; it needs scratch for each thread."""
     arguments = _Arguments(region, lanes)
-    first = problems[0]
-    if first.input is None:
-        raise VerificationError("A chain begins with a convolution")
-    source = arguments.tensor(first.input, *_source_extent(first))
-    links = [
-        _ConvolutionLink.of(problem, block, arguments) for problem, block in zip(problems, tiling.links, strict=True)
-    ]
-    names = [
-        {node: arguments.tensor(node, strides, _extents(problem)) for node, strides in problem.operands.items()}
-        for problem in problems
-    ]
-    out = arguments.result(storage_elements(_extents(problems[-1]), problems[-1].result))
+    first, last = problems[0], problems[-1]
+    source = _source(first, arguments)
+    makers = [_stage_maker(problem, block, arguments) for problem, block in zip(problems, tiling.links, strict=True)]
+    names = [_operand_names(problem, arguments) for problem in problems]
+    out = arguments.result(storage_elements(_extents(last), last.result))
     chain = chain_of(problems)
     rings = chain.ring_elements(tiling.step)
     starts = [sum(map(_aligned_elements, rings[:index])) for index in range(len(rings) + 1)]
@@ -150,16 +141,26 @@ def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: Cha
             Ring(frame.buffers[scratch], problem.result, base + start, rows=rows)
             for problem, start, rows in zip(problems, starts, chain.rows_for(tiling.step)[:-1], strict=False)
         ]
-        sources = [Operand(frame.buffers[source], first.source), *between]
-        targets = [*between, Operand(frame.buffers[out], problems[-1].result)]
-        stages = []
-        for problem, link, read, write, own in zip(problems, links, sources, targets, names, strict=True):
-            operands = {node: Operand(frame.buffers[own[node]], s) for node, s in problem.operands.items()}
-            expression = Expression(problem.epilogue, operands)
-            stages.append(link.stage(frame, read, _sink(problem.anchor, expression, write), lanes))
-        ChainStage(stages, tiling.rows, tiling.step).emit(frame)
+        reads = [Operand(frame.buffers.get(source), first.source), *between]
+        writes = [*between, Operand(frame.buffers[out], last.result)]
+        stages = [
+            make(frame, read, _sink(problem, frame, own, write))
+            for problem, make, read, write, own in zip(problems, makers, reads, writes, names, strict=True)
+        ]
+        ChainStage(chain, stages, tiling.rows, tiling.step).emit(frame)
 
     return _finish(arguments, body)
+
+
+def _source(problem: Problem, arguments: _Arguments) -> str:
+    """Add the anchor's input to `arguments`; returns its parameter name, empty where there is no anchor."""
+    return "" if problem.input is None else arguments.tensor(problem.input, *_source_extent(problem))
+
+
+def _operand_names(problem: Problem, arguments: _Arguments) -> dict[fx.Node, str]:
+    """Add what the elementwise operators read to `arguments`; returns the parameter names."""
+    extents = _extents(problem)
+    return {node: arguments.tensor(node, strides, extents) for node, strides in problem.operands.items()}
 
 
 def _aligned_elements(elements: int) -> int:
@@ -190,10 +191,11 @@ def lower_concatenation(
 
     def body(frame: Frame) -> None:
         for problem, name, offset in pieces:
-            (source_strides,) = problem.operands.values()
-            source = Operand(frame.buffers[name], source_strides)
+            (node,) = problem.operands
+            source = Operand(frame.buffers[name], problem.operands[node])
             target = Operand(frame.buffers[out], problem.result, offset)
-            _map_emitter(problem, tiling, lanes, source.load)(frame, target)
+            copy = _Sink(node, Expression((), {node: source}), target)
+            _stage_maker(problem, tiling, arguments)(frame, source, copy).emit(frame)
 
     return _finish(arguments, body)
 
@@ -227,105 +229,74 @@ def _source_extent(problem: Problem) -> tuple[Strides, tuple[int, ...]]:
     return problem.source, _extents(problem)
 
 
-# Emits an anchor into a frame, given the elementwise operators that follow and the result.
-_Emitter = Callable[[Frame, Expression, Operand], None]
+# Makes a stage in a frame, given the operand that it reads (elementwise stages do not) and where its results go.
+_StageMaker = Callable[[Frame, Operand, "_Sink"], RowStage]
 
 
-def _anchor_emitter(problem: Problem, tiling: Tiling, lanes: int, source: str, arguments: _Arguments) -> _Emitter:
-    """The emitter of the problem's stage; adds the constants that it reads to `arguments`."""
-    anchor, stage = problem.anchor, problem.stage
-    if anchor is None and isinstance(tiling, RowTiling):
-
-        def emit_map(frame: Frame, expression: Expression, out: Operand) -> None:
-            _map_emitter(problem, tiling, lanes, lambda at, n: expression({}, at, n))(frame, out)
-
-        return emit_map
-    if isinstance(stage, Convolution) and isinstance(tiling, DenseTiling | LaneTiling):
-        link = _ConvolutionLink.of(problem, tiling, arguments)
-
-        def emit_convolution(frame: Frame, expression: Expression, out: Operand) -> None:
-            read = Operand(frame.buffers[source], problem.source)
-            link.stage(frame, read, _sink(anchor, expression, out), lanes).emit(frame)
-
-        return emit_convolution
+def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments) -> _StageMaker:
+    """What makes the problem's stage; adds the constants that it reads to `arguments`."""
+    anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes
+    if isinstance(stage, Map) and anchor is None and isinstance(tiling, RowTiling):
+        return lambda frame, read, sink: MappingStage(stage, tiling, lanes, sink.compute)
+    if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, DenseTiling | LaneTiling):
+        return _convolution_maker(anchor, stage, tiling, arguments)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
-        return lambda frame, expression, out: PoolingStage(
-            stage, tiling, lanes, Operand(frame.buffers[source], problem.source), _sink(anchor, expression, out)
-        ).emit(frame)
+        return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
     if isinstance(stage, Normalization) and isinstance(tiling, RowTiling) and anchor is not None:
         norm = ops.LayerNorm.of(anchor)
         gain = arguments.constant("gain", arguments.array(norm.weight)) if norm.weight is not None else ""
         shift = arguments.constant("shift", arguments.array(norm.bias)) if norm.bias is not None else ""
-        return lambda frame, expression, out: NormalizationStage(
-            stage,
-            tiling,
-            lanes,
-            Operand(frame.buffers[source], problem.source),
-            frame.buffers.get(gain),
-            frame.buffers.get(shift),
-            _sink(anchor, expression, out),
-        ).emit(frame)
+        return lambda frame, read, sink: NormalizationStage(
+            stage, tiling, lanes, read, frame.buffers.get(gain), frame.buffers.get(shift), sink.finish
+        )
     raise VerificationError(
         "A tiling does not fit its stage", why=f"{type(tiling).__name__} for {type(stage).__name__}"
     )
 
 
-def _sink(anchor: fx.Node | None, expression: Expression, out: Operand) -> dense.Sink:
-    """Applies `expression` to finished vectors of `anchor`, and stores them."""
+def _convolution_maker(
+    anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments
+) -> _StageMaker:
+    """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
+    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+    array = arguments.array(accessor.weight)
+    weight = array.reshape(*array.shape[:2], *conv.kernel)
+    if isinstance(tiling, LaneTiling):
+        packed = lanewise.pack_weights(weight, conv, arguments.lanes)
+    else:
+        packed = dense.pack_weights(weight, conv, tiling.panel)
+    number = len(arguments.values)
+    name = arguments.constant(f"weight_{number}", packed)
+    bias = "" if accessor.bias is None else arguments.constant(f"bias_{number}", arguments.array(accessor.bias))
 
-    def finish(position: Sequence[Index], value: Expr) -> None:
-        values: Mapping[fx.Node, Expr] = {anchor: value} if anchor is not None else {}
-        out.store(position, expression(values, position, lanes_of(value)))
+    def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
+        weights, biases = frame.buffers[name], frame.buffers.get(bias)
+        if isinstance(tiling, LaneTiling):
+            return lanewise.LanewiseStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish)
+        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish)
 
-    return finish
+    return make
+
+
+def _sink(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: Operand) -> _Sink:
+    """What becomes of the results of the problem's stage in a frame."""
+    operands = {node: Operand(frame.buffers[names[node]], strides) for node, strides in problem.operands.items()}
+    return _Sink(problem.anchor, Expression(problem.epilogue, operands), write)
 
 
 @dataclass(frozen=True)
-class _ConvolutionLink:
-    """A convolution with its packed constants, ready to become a stage in a frame."""
+class _Sink:
+    """Evaluates the elementwise operators that follow a stage, and stores what comes out."""
 
-    convolution: Convolution
-    tiling: DenseTiling | LaneTiling
-    weight: str
-    bias: str
+    anchor: fx.Node | None
+    expression: Expression
+    write: Operand
 
-    @staticmethod
-    def of(problem: Problem, tiling: DenseTiling | LaneTiling, arguments: _Arguments) -> _ConvolutionLink:
-        """Pack the constants of the convolution that `problem` is about, and add them to `arguments`."""
-        anchor, conv = problem.anchor, problem.stage
-        if anchor is None or not isinstance(conv, Convolution):
-            raise VerificationError("A convolution has an anchor")
-        accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
-        array = arguments.array(accessor.weight)
-        weight = array.reshape(*array.shape[:2], *conv.kernel)
-        if isinstance(tiling, LaneTiling):
-            packed = lanewise.pack_weights(weight, conv, arguments.lanes)
-        else:
-            packed = dense.pack_weights(weight, conv, tiling.panel)
-        number = len(arguments.values)
-        name = arguments.constant(f"weight_{number}", packed)
-        bias = "" if accessor.bias is None else arguments.constant(f"bias_{number}", arguments.array(accessor.bias))
-        return _ConvolutionLink(conv, tiling, name, bias)
+    def finish(self, position: Sequence[Index], value: Expr) -> None:
+        """Take a finished vector of the anchor at `position`."""
+        values = {self.anchor: value} if self.anchor is not None else {}
+        self.write.store(position, self.expression(values, position, lanes_of(value)))
 
-    def stage(
-        self, frame: Frame, read: Operand, finish: dense.Sink, lanes: int
-    ) -> dense.DenseStage | lanewise.LanewiseStage:
-        """The stage that reads `read` and hands its results to `finish`."""
-        weights, biases = frame.buffers[self.weight], frame.buffers.get(self.bias)
-        if isinstance(self.tiling, LaneTiling):
-            return lanewise.LanewiseStage(self.convolution, self.tiling, lanes, read, weights, biases, finish)
-        return dense.DenseStage(self.convolution, self.tiling, read, weights, biases, finish)
-
-
-def _map_emitter(
-    problem: Problem, tiling: RowTiling, lanes: int, value: Callable[[Sequence[Index], int], Expr]
-) -> Callable[[Frame, Operand], None]:
-    """Emits ``out[position] = value(position, lanes)`` over the problem's iteration space."""
-    stage = problem.stage
-    if isinstance(stage, Convolution | Pooling | Normalization):
-        raise VerificationError("Only an elementwise stage is mapped", why=type(stage).__name__)
-
-    def emit(frame: Frame, out: Operand) -> None:
-        MappingStage(stage, tiling, lanes, lambda at, n: out.store(at, value(at, n))).emit(frame)
-
-    return emit
+    def compute(self, position: Sequence[Index], lanes: int) -> None:
+        """Compute `lanes` elements at `position` from operands alone."""
+        self.write.store(position, self.expression({}, position, lanes))

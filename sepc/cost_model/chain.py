@@ -1,4 +1,4 @@
-"""Cost and tiling of chains of convolutions: arithmetic and traffic of the links, over a moving window of rows.
+"""Cost and tiling of chains: arithmetic and traffic of the links, over a moving window of rows.
 
 One turn of the window makes `step` rows of the result: a piece of each link, one after the other. If the input rows,
 ring buffers, weights and output rows of a turn fit a cache together, only the chain's input, weights and result pass
@@ -18,9 +18,9 @@ from typing import Final, Literal
 from sepc.cost_model.latency import TASK_CYCLES, Cost, compute_cycles, time_of
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks
-from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling
-from sepc.cost_model.traffic import FP32_BYTES, Footprint, Nest, missing_part, nest_of
-from sepc.ir.stage import Chain, Convolution, ceil_div
+from sepc.cost_model.tiling import ChainTiling, StageTiling
+from sepc.cost_model.traffic import FP32_BYTES, Footprint, Nest, missing_part, nest_of, streamed_footprint
+from sepc.ir.stage import Chain, Map, Normalization, Stage, ceil_div
 
 Objective = Literal["time", "memory"]
 STEPS: Final = (1, 2, 4, 8)
@@ -55,9 +55,14 @@ def choose_chain(
     return min(choices, key=lambda choice: choice.cost.time_us)
 
 
-def _best_block(link: Convolution, machine: Machine, epilogue_cost: int) -> DenseTiling | LaneTiling:
-    blocks = [block for block in register_blocks(link, machine) if isinstance(block, DenseTiling | LaneTiling)]
+def _best_block(link: Stage, machine: Machine, epilogue_cost: int) -> StageTiling:
+    blocks = stage_blocks(link, machine)
     return min(blocks, key=lambda block: compute_cycles(link, block, machine, epilogue_cost))
+
+
+def stage_blocks(link: Stage, machine: Machine) -> list[StageTiling]:
+    """The register blocks that `link` can have."""
+    return [block for block in register_blocks(link, machine) if isinstance(block, StageTiling)]
 
 
 def predict_chain(
@@ -103,9 +108,11 @@ def _external(chain: Chain, tiling: ChainTiling, own_tasks: int, operand_bytes: 
     own_rows = chain.rows_for(ceil_div(out_rows, images))
     in_rows = min(first.in_height, (own_rows[0] - 1) * first.stride[0] + (first.kernel[0] - 1) * first.dilation[0] + 1)
     share = out_rows / (last.batch * last.out_height)
+    # All that an elementwise link reads are operands.
+    row = 0 if isinstance(first, Map) else first.in_width * first.in_channels
     return Footprint(
-        FP32_BYTES * images * in_rows * first.in_width * first.in_channels + share * operand_bytes,
-        FP32_BYTES * sum(link.out_channels * (link.group_in * link.taps + 1) for link in chain.links),
+        FP32_BYTES * images * in_rows * row + share * operand_bytes,
+        sum(streamed_footprint(link).weights for link in chain.links),
         FP32_BYTES * out_rows * last.out_width * last.out_channels,
     )
 
@@ -184,7 +191,9 @@ def _into_cache(turn: _Turn, turns: int, external: Footprint, capacity: float, f
     )
 
 
-def _piece(link: Convolution, rows: int) -> Convolution:
+def _piece(link: Stage, rows: int) -> Stage:
     """`rows` output rows of one image of `link`."""
+    if isinstance(link, Normalization | Map):
+        return replace(link, extents=(1, rows, link.out_width, link.out_channels))
     in_rows = (rows - 1) * link.stride[0] + (link.kernel[0] - 1) * link.dilation[0] + 1
     return replace(link, batch=1, out_height=rows, in_height=min(in_rows, link.in_height), padding=(0, link.padding[1]))

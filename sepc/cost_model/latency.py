@@ -359,6 +359,7 @@ def _map_cycles(mapping: Map, machine: Machine, epilogue_cost: int) -> float:
     for extent in mapping.extents[:-1]:
         rows *= extent
     vectors = len(split_lanes(mapping.extents[-1], machine.vector_lanes)) if mapping.extents else 1
-    operations = (mapping.operations + epilogue_cost) / machine.fma_per_cycle
+    # Its operators are all its own; as an epilogue they are the same ones.
+    operations = max(mapping.operations, epilogue_cost) / machine.fma_per_cycle
     per_vector = max(operations, 1 / machine.loads_per_cycle, 1 / machine.stores_per_cycle)
     return rows * (vectors * per_vector + BLOCK_CYCLES)

@@ -60,9 +60,12 @@ class RowTiling:
         return f"task {self.rows} rows"
 
 
+StageTiling = DenseTiling | LaneTiling | RowTiling
+
+
 @dataclass(frozen=True)
 class ChainTiling:
-    """Blocking of a chain of convolutions over a moving window of rows.
+    """Blocking of a chain of stages over a moving window of rows.
 
     Attributes:
         links: the register blocks of the links; how their tasks are cut does not apply.
@@ -70,13 +73,16 @@ class ChainTiling:
         step: output rows of the last link per turn of the window.
     """
 
-    links: tuple[DenseTiling | LaneTiling, ...]
+    links: tuple[StageTiling, ...]
     rows: int
     step: int
 
     def __str__(self) -> str:
-        blocks = ", ".join(str(link).split(", task")[0].removeprefix("registers ") for link in self.links)
+        blocks = ", ".join(
+            "rows" if isinstance(link, RowTiling) else str(link).split(", task")[0].removeprefix("registers ")
+            for link in self.links
+        )
         return f"registers {blocks}; window of {self.step} rows, task {self.rows} rows"
 
 
-Tiling = DenseTiling | LaneTiling | RowTiling | ChainTiling
+Tiling = StageTiling | ChainTiling

@@ -17,7 +17,7 @@ from torch import fx
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.region import computations, result
-from sepc.ir.stage import Chain, Convolution, Map, Normalization, Pooling, Stage
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
 
 Strides = tuple[int, ...]
 
@@ -81,53 +81,15 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_s
     """
     first, epilogue = anchor_of(region)
     anchor = None if first.target in OPERATIONS else first
-    extents, axes, stage = _anchor_space(first, anchor is None)
+    extents, axes, stage = anchor_space(first, anchor is None)
     all_axes = {anchor: axes} if anchor is not None else {}
-    operands = _operands(epilogue, all_axes, axes, len(extents), strides)
+    operands = operand_strides(epilogue, all_axes, axes, len(extents), strides)
     final_axes = all_axes.get(result(region), axes)
-    result_in_space = _spread(final_axes, result_strides, ops.shape(result(region)), len(extents))
+    result_in_space = spread_strides(final_axes, result_strides, ops.shape(result(region)), len(extents))
     tensor = None if anchor is None else unpadded(anchor.all_input_nodes[0])
     source = () if tensor is None else _source(anchor, tensor, stage, strides)
     problem = Problem(stage, anchor, tensor, epilogue, source, operands, result_in_space)
     return _merge(problem, extents)
-
-
-def analyse_chain(
-    region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_strides: Strides
-) -> tuple[Problem, ...]:
-    """The loop nests of a region that is a chain of convolutions, one per link, over (batch, row, column, channel).
-
-    Between two links lies a ring buffer of rows, dense but for the number of rows; otherwise as `analyse`.
-    """
-    problems: list[Problem] = []
-    links = links_of(region)
-    for index, (anchor, epilogue) in enumerate(links):
-        extents, axes, stage = _anchor_space(anchor, elementwise=False)
-        operands = _operands(epilogue, {anchor: axes}, axes, len(extents), strides)
-        ring = (0, extents[2] * extents[3], extents[3], 1)
-        last = index == len(links) - 1
-        written = _spread(axes, result_strides, ops.shape(result(region)), len(extents)) if last else ring
-        tensor = unpadded(anchor.all_input_nodes[0])
-        source = problems[-1].result if problems else _source(anchor, tensor, stage, strides)
-        problems.append(Problem(stage, anchor, tensor, epilogue, source, operands, written))
-    return tuple(problems)
-
-
-def links_of(region: fx.GraphModule) -> list[tuple[fx.Node, tuple[fx.Node, ...]]]:
-    """The convolutions of a chain, each with the elementwise operators up to the next one."""
-    links: list[tuple[fx.Node, tuple[fx.Node, ...]]] = []
-    for node in computations(region):
-        if ops.Conv.matches(node):
-            links.append((node, ()))
-        elif not ops.Pad.matches(node):
-            anchor, epilogue = links.pop()
-            links.append((anchor, (*epilogue, node)))
-    return links
-
-
-def chain_of(problems: Sequence[Problem]) -> Chain:
-    """The stages of a chain's loop nests."""
-    return Chain(tuple(problem.stage for problem in problems if isinstance(problem.stage, Convolution)))
 
 
 def anchor_of(region: fx.GraphModule) -> tuple[fx.Node, tuple[fx.Node, ...]]:
@@ -147,7 +109,9 @@ def unpadded(tensor: fx.Node) -> fx.Node:
 def copy_problem(value: fx.Node, source_strides: Strides, result_strides: Strides) -> Problem:
     """The loop nest that copies `value` from one layout to another."""
     shape = ops.shape(value)
-    spread = [_spread(range(len(shape)), strides, shape, len(shape)) for strides in (source_strides, result_strides)]
+    spread = [
+        spread_strides(range(len(shape)), strides, shape, len(shape)) for strides in (source_strides, result_strides)
+    ]
     return _merge(Problem(Map(shape), None, None, (), (), {value: spread[0]}, spread[1]), shape)
 
 
@@ -159,9 +123,9 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
     """
     first, epilogue = anchor_of(region)
     elementwise = first.target in OPERATIONS
-    extents, axes, _ = _anchor_space(first, elementwise)
+    extents, axes, _ = anchor_space(first, elementwise)
     all_axes = {} if elementwise else {first: axes}
-    operands = _operands(epilogue, all_axes, axes, len(extents), strides)
+    operands = operand_strides(epilogue, all_axes, axes, len(extents), strides)
     along: Sequence[int] = range(len(extents))
     if elementwise:
         sizes = [dim for dim, extent in enumerate(extents) if extent != 1]
@@ -173,7 +137,7 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
     return tuple(sorted(range(len(final)), key=lambda dim: place[final[dim]]))
 
 
-def _anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage]:
+def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage]:
     """Extents of the iteration space, which of its dimensions each of the anchor's result runs along, and the stage."""
     shape = ops.shape(anchor)
     plain = tuple(range(len(shape)))
@@ -188,7 +152,7 @@ def _anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], 
         norm = ops.LayerNorm.of(anchor)
         if len(norm.normalized_shape) != 1:
             raise UnsupportedRegionError("layer normalisation over more than the last dimension")
-        return shape, plain, Normalization(math.prod(shape[:-1]), shape[-1], norm.eps)
+        return shape, plain, Normalization((1, 1, math.prod(shape[:-1]), shape[-1]), norm.eps)
     if len(shape) not in (3, 4):
         raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
     axes = channel_axes(len(shape))
@@ -255,7 +219,7 @@ def _pooling(anchor: fx.Node) -> Pooling:
     )
 
 
-def _spread(axes: Sequence[int], strides: Sequence[int], shape: Sequence[int], rank: int) -> Strides:
+def spread_strides(axes: Sequence[int], strides: Sequence[int], shape: Sequence[int], rank: int) -> Strides:
     """Strides over an iteration space of `rank` dimensions of a tensor whose dimension d runs along `axes[d]`."""
     spread = [0] * rank
     offset = len(axes) - len(shape)
@@ -265,7 +229,7 @@ def _spread(axes: Sequence[int], strides: Sequence[int], shape: Sequence[int], r
     return tuple(spread)
 
 
-def _operands(
+def operand_strides(
     epilogue: Sequence[fx.Node],
     all_axes: dict[fx.Node, tuple[int, ...]],
     axes: tuple[int, ...],
@@ -286,7 +250,7 @@ def _operands(
                 continue
             shape = ops.shape(argument)
             own = contiguous_strides(shape) if argument.op == "get_attr" else strides[argument]
-            spread = _spread(known, own, shape, rank)
+            spread = spread_strides(known, own, shape, rank)
             if operands.setdefault(argument, spread) != spread:
                 raise UnsupportedRegionError(f"{argument.name} is read in two different orders")
     return operands
@@ -297,7 +261,7 @@ def _source(anchor: fx.Node | None, tensor: fx.Node, stage: Stage, strides: Mapp
     shape, own = ops.shape(tensor), strides[tensor]
     if isinstance(stage, Normalization) or (anchor is not None and ops.Linear.matches(anchor)):
         return own
-    return _spread(channel_axes(len(shape)), own, shape, 4)
+    return spread_strides(channel_axes(len(shape)), own, shape, 4)
 
 
 def _merge(problem: Problem, extents: Sequence[int]) -> Problem:

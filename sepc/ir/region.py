@@ -152,19 +152,31 @@ def extract(
 def merge(
     graph_module: fx.GraphModule, nodes: Sequence[fx.Node], name: str, region_info: RegionInfo, pass_name: str
 ) -> fx.Node:
-    """Make one region, called `name`, of the regions `nodes`, of which each is the only reader of the one before it.
+    """Make one region, called `name`, of the regions `nodes` and the views between them, as `join` does.
 
     Returns the new region's node, which stands where the last of `nodes` stood.
+    """
+    joined, outer = join(graph_module, nodes)
+    return _install(graph_module, joined, nodes, outer, name, region_info, pass_name)
+
+
+def join(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> tuple[fx.GraphModule, list[fx.Node]]:
+    """One graph that does what `nodes` do, regions and views, of which each is the only reader of the one before it.
+
+    Returns it with the values that its placeholders stand for; `graph_module` stays as it is.
     """
     inner = fx.Graph()
     owner = torch.nn.Module()
     known: dict[fx.Node, fx.Node] = {}  # outer value → node of the new graph
-    graphs = [submodule(graph_module, node) for node in nodes]
-    outer = [value for node in nodes for value in inputs(node) if value not in nodes]
-    for value in dict.fromkeys(outer):
+    outer = list(dict.fromkeys(value for node in nodes for value in node.all_input_nodes if value not in nodes))
+    for value in outer:
         known[value] = inner.placeholder(value.name)
         known[value].meta = _inherited(value.meta)
-    for node, graph in zip(nodes, graphs, strict=True):
+    for node in nodes:
+        if not is_region(node):
+            known[node] = inner.node_copy(node, known.__getitem__)
+            continue
+        graph = submodule(graph_module, node)
         copies = {own: known[value] for own, value in zip(placeholders(graph), inputs(node), strict=True)}
         for own in graph.graph.nodes:
             if own.op == "get_attr":
@@ -173,8 +185,7 @@ def merge(
                 copies[own] = inner.node_copy(own, copies.__getitem__)
         known[node] = copies[result(graph)]
     inner.output(known[nodes[-1]])
-    external = list(dict.fromkeys(outer))
-    return _install(graph_module, fx.GraphModule(owner, inner), nodes, external, name, region_info, pass_name)
+    return fx.GraphModule(owner, inner), outer
 
 
 def _inherited(meta: Mapping[str, object]) -> dict[str, object]:

@@ -7,6 +7,7 @@ columns are all its leading dimensions; a 1-D convolution has one row. This modu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -146,6 +147,16 @@ class Pooling:
     divisor: int = 0
 
     @property
+    def in_channels(self) -> int:
+        """Channels, before as after."""
+        return self.channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels, before as after."""
+        return self.channels
+
+    @property
     def window(self) -> tuple[int, int]:
         """Rows and columns of a full window."""
         if self.adaptive:
@@ -159,23 +170,77 @@ class Pooling:
         return self.batch * self.channels * self.out_height * self.out_width * rows * columns
 
 
-@dataclass(frozen=True)
-class Normalization:
-    """Layer normalisation over the last, contiguous dimension of `[pixels, channels]`."""
+class _PerPixel:
+    """What a stage that treats each pixel by itself has of a convolution: its window is one pixel.
 
-    pixels: int
-    channels: int
+    The last four extents are batch, height, width and channels.
+    """
+
+    extents: tuple[int, ...]
+
+    @property
+    def batch(self) -> int:
+        """Images."""
+        return self.extents[-4]
+
+    @property
+    def out_height(self) -> int:
+        """Rows."""
+        return self.extents[-3]
+
+    @property
+    def out_width(self) -> int:
+        """Columns."""
+        return self.extents[-2]
+
+    @property
+    def out_channels(self) -> int:
+        """Channels."""
+        return self.extents[-1]
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Rows and columns of the window: one pixel."""
+        return 1, 1
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """None."""
+        return 0, 0
+
+    in_height, in_width, in_channels = out_height, out_width, out_channels
+    stride = dilation = kernel
+
+
+@dataclass(frozen=True)
+class Normalization(_PerPixel):
+    """Layer normalisation over the contiguous channels of `extents`, which are (batch, height, width, channels)."""
+
+    extents: tuple[int, int, int, int]
     epsilon: float
+
+    @property
+    def pixels(self) -> int:
+        """Positions, over the whole batch."""
+        return math.prod(self.extents[:-1])
+
+    @property
+    def channels(self) -> int:
+        """What is normalised."""
+        return self.extents[-1]
 
     @property
     def flops(self) -> int:
         """Mean, variance and scaling: about eight operations per element."""
-        return 8 * self.pixels * self.channels
+        return 8 * math.prod(self.extents)
 
 
 @dataclass(frozen=True)
-class Map:
-    """An elementwise expression, or a copy, over an iteration space of `extents`, outermost first."""
+class Map(_PerPixel):
+    """An elementwise expression, or a copy, over an iteration space of `extents`, outermost first.
+
+    Where it is a link of a chain, these are (batch, height, width, channels).
+    """
 
     extents: tuple[int, ...]
     operations: int = 1
@@ -183,17 +248,17 @@ class Map:
     @property
     def flops(self) -> int:
         """Operations per element times elements."""
-        total = self.operations
-        for extent in self.extents:
-            total *= extent
-        return total
+        return self.operations * math.prod(self.extents)
+
+
+Stage = Convolution | Pooling | Normalization | Map
 
 
 @dataclass(frozen=True)
 class Chain:
-    """Convolutions, each reading what the one before it writes, computed together over a moving window of rows."""
+    """Stages, each reading what the one before it writes, computed together over a moving window of rows."""
 
-    links: tuple[Convolution, ...]
+    links: tuple[Stage, ...]
 
     @property
     def flops(self) -> int:
@@ -217,6 +282,3 @@ class Chain:
         return tuple(
             count * link.out_width * link.out_channels for count, link in zip(rows, self.links[:-1], strict=True)
         )
-
-
-Stage = Convolution | Pooling | Normalization | Map

@@ -1,6 +1,6 @@
-"""fuse: make one region of neighbouring convolutions where moving less memory is worth more than computing rows twice.
+"""fuse: make one region of neighbouring ones where moving less memory is worth more than computing rows twice.
 
-Pattern. Convolution regions r₁ → r₂ → … → rₙ, each the only reader of the one before it.
+Pattern. Regions r₁ → r₂ → … → rₙ over images, each the only reader of the one before it (`sepc.passes.sequences`).
 
 Equation. cost(r₁ … rₙ) = min over cuts of Σ cost(piece): the shortest path through the points between the regions, an
 edge from i to j being the regions rᵢ₊₁ … rⱼ as one kernel. One region costs what its best tiling costs; several cost
@@ -10,9 +10,7 @@ included, only the pieces of peak ≤ limit are edges, where limit is the least 
 
     limit = max over sequences (min over cuts max over pieces peak(piece)),  and the peaks of all other regions.
 
-Preconditions. Images with rows (4-D, and more than one row each), no permute inside, and the reader takes the value as
-the input of its convolution only. One link at least has a window (a pure chain of pointwise convolutions has no rows to
-share). Each edge that is not taken is noted, with what it would have gained or lost.
+Preconditions. At most `LONGEST` links. Each edge that is not taken is noted, with what it would have gained or lost.
 
     %a = region_0_convolution(%x)      1×1, clamp
     %b = region_1_convolution(%a)      depthwise, clamp      →      %c = region_0_chain(%x)
@@ -21,26 +19,24 @@ share). Each edge that is not taken is noted, with what it would have gained or 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import ClassVar, Final
 
 import networkx as nx
 from torch import fx
 
-from sepc.cost_model.chain import Objective, choose_chain
+from sepc.cost_model.chain import Objective
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.search import choose
 from sepc.errors import VerificationError
-from sepc.ir import ops, region
-from sepc.ir.problem import Problem, analyse_chain, chain_of, channels_last_order, contiguous_strides, unpadded
-from sepc.ir.stage import Convolution
+from sepc.ir import region
+from sepc.ir.links import chain_of
 from sepc.passes.live_bytes import LiveBytes
 from sepc.passes.manager import PassContext
+from sepc.passes.sequences import FLOAT_BYTES, RegionSequence, find_sequences, piece_time_us
 
-FLOAT_BYTES = 4
-LONGEST: Final[Mapping[Objective, int]] = {"time": 3, "memory": 5}
+LONGEST: Final[Mapping[Objective, int]] = {"time": 4, "memory": 5}
 """Links of a chain at most, as generating the code of one takes longer with each."""
 
 
@@ -55,7 +51,7 @@ class Fuse:
         """Rewrite `graph_module`; returns whether anything was fused."""
         if context.machine is None:
             raise VerificationError("fuse needs a machine", fix="set PassContext.machine")
-        sequences = [_Sequence.of(graph_module, nodes) for nodes in _sequences(graph_module)]
+        sequences = list(find_sequences(graph_module))
         ways = [self._ways(sequence, context.machine, context.threads) for sequence in sequences]
         if self.objective == "memory":
             _keep_small(graph_module, sequences, ways, context)
@@ -63,35 +59,23 @@ class Fuse:
         for sequence, graph in zip(sequences, ways, strict=True):
             for begin, end in _cut(sequence, graph, context):
                 if end - begin > 1:
-                    piece = sequence.nodes[begin:end]
+                    piece = sequence.piece(begin, end)
                     region.merge(graph_module, piece, f"region_{count}_chain", region.RegionInfo("chain"), self.name)
                     count += 1
         return count > 0
 
-    def _ways(self, sequence: _Sequence, machine: Machine, threads: int) -> nx.DiGraph[int]:
+    def _ways(self, sequence: RegionSequence, machine: Machine, threads: int) -> nx.DiGraph[int]:
         """The ways through a sequence: from point to point between its regions, an edge for what may be one kernel."""
         ways: nx.DiGraph[int] = nx.DiGraph()
         links = sequence.links
         for begin, end in combinations(range(len(links) + 1), 2):
-            if end - begin == 1 or (end - begin <= LONGEST[self.objective] and _has_window(links[begin:end])):
-                time_us = _time_us(links[begin:end], machine, threads, self.objective)
+            if end - begin <= LONGEST[self.objective]:
+                time_us = piece_time_us(links[begin:end], machine, threads, self.objective)
                 ways.add_edge(begin, end, time_us=time_us)
         return ways
 
 
-@dataclass(frozen=True)
-class _Sequence:
-    """Regions that may be joined, and their loop nests."""
-
-    nodes: Sequence[fx.Node]
-    links: Sequence[Problem]
-
-    @staticmethod
-    def of(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> _Sequence:
-        return _Sequence(nodes, [_link(graph_module, node) for node in nodes])
-
-
-def _cut(sequence: _Sequence, ways: nx.DiGraph[int], context: PassContext) -> list[tuple[int, int]]:
+def _cut(sequence: RegionSequence, ways: nx.DiGraph[int], context: PassContext) -> list[tuple[int, int]]:
     """The pieces of the quickest of the `ways` through a sequence, as half-open ranges."""
     path = nx.shortest_path(ways, 0, len(sequence.nodes), weight="time_us")
     taken = list(pairwise(path))
@@ -106,7 +90,10 @@ def _cut(sequence: _Sequence, ways: nx.DiGraph[int], context: PassContext) -> li
 
 
 def _keep_small(
-    graph_module: fx.GraphModule, sequences: Sequence[_Sequence], ways: Sequence[nx.DiGraph[int]], context: PassContext
+    graph_module: fx.GraphModule,
+    sequences: Sequence[RegionSequence],
+    ways: Sequence[nx.DiGraph[int]],
+    context: PassContext,
 ) -> None:
     """Remove from `ways` every piece that takes more memory than the graph has to take somewhere."""
     live = LiveBytes.of(graph_module)
@@ -135,78 +122,3 @@ def _least_peak(ways: nx.DiGraph[int], end: int) -> int:
             max(least[begin], ways.edges[begin, point]["peak_bytes"]) for begin in ways.predecessors(point)
         )
     return least[end]
-
-
-def _sequences(graph_module: fx.GraphModule) -> Iterator[list[fx.Node]]:
-    """The longest runs of two or more convolution regions, each the only reader of the one before it."""
-    seen: set[fx.Node] = set()
-    for node, _ in region.regions(graph_module):
-        if node in seen or not _is_candidate(graph_module, node):
-            continue
-        sequence = [node]
-        while (reader := _only_reader(graph_module, sequence[-1])) is not None:
-            sequence.append(reader)
-        seen.update(sequence)
-        if len(sequence) > 1:
-            yield sequence
-
-
-def _is_candidate(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether `node` is a convolution region over images with rows, without a permute inside."""
-    if not region.is_region(node) or region.info(node).kind != "convolution" or len(ops.shape(node)) != 4:
-        return False
-    inside = region.computations(region.submodule(graph_module, node))
-    return ops.shape(node)[2] > 1 and not any(ops.Permute.matches(inner) for inner in inside)
-
-
-def _only_reader(graph_module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The candidate that is the only reader of `node` and convolves it, if there is one."""
-    readers = list(node.users)
-    if len(readers) != 1 or not _is_candidate(graph_module, readers[0]):
-        return None
-    graph = region.submodule(graph_module, readers[0])
-    inner = dict(zip(region.inputs(readers[0]), region.placeholders(graph), strict=True))[node]
-    convolution = next(one for one in region.computations(graph) if ops.Conv.matches(one))
-    reads = [one for one in region.computations(graph) if inner in one.all_input_nodes]
-    is_input = unpadded(ops.Conv.of(convolution).input) is inner and region.inputs(readers[0]).count(node) == 1
-    return readers[0] if is_input and len(reads) == 1 else None
-
-
-def _link(graph_module: fx.GraphModule, node: fx.Node) -> Problem:
-    """The loop nest of a convolution region, all of whose tensors lie channels-last."""
-    graph = region.submodule(graph_module, node)
-
-    def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-        return contiguous_strides(shape, channels_last_order(len(shape)) if len(shape) > 1 else None)
-
-    strides = {inner: channels_last(ops.shape(inner)) for inner in region.placeholders(graph)}
-    (problem,) = analyse_chain(graph, strides, channels_last(ops.shape(node)))
-    return problem
-
-
-def _has_window(links: Sequence[Problem]) -> bool:
-    return any(isinstance(link.stage, Convolution) and link.stage.kernel[0] > 1 for link in links)
-
-
-def _time_us(links: Sequence[Problem], machine: Machine, threads: int, objective: Objective) -> float:
-    """Predicted time of `links` as one kernel, its barrier included."""
-    barrier_us = machine.barrier_us if threads > 1 else 0.0
-    costs = tuple(link.epilogue_cost for link in links)
-    operands = [node for link in links for node in link.operands]
-    operand_bytes = sum(FLOAT_BYTES * ops.tensor(node).numel() for node in operands)
-    chain = chain_of(links)
-    if len(links) > 1:
-        found = choose_chain(
-            chain, machine, threads, epilogue_costs=costs, operand_bytes=operand_bytes, objective=objective
-        )
-    else:
-        stage = _one_row(chain.links[0])
-        found = choose(stage, machine, threads, epilogue_cost=costs[0], operand_bytes=operand_bytes)
-    return found.cost.time_us + barrier_us
-
-
-def _one_row(conv: Convolution) -> Convolution:
-    """A pointwise convolution as the one long row of pixels that it is when it stands alone."""
-    if conv.taps != 1 or conv.stride != (1, 1) or conv.padding != (0, 0):
-        return conv
-    return replace(conv, batch=1, in_height=1, in_width=conv.pixels, out_height=1, out_width=conv.pixels)

@@ -13,6 +13,7 @@ from sepc.passes.group import Group
 from sepc.passes.place_concatenations import PlaceConcatenations
 from sepc.passes.plan_layout import PlanLayout
 from sepc.passes.plan_memory import PlanMemory
+from sepc.passes.recompute import Recompute
 
 if TYPE_CHECKING:
     from sepc.cost_model.chain import Objective
@@ -25,6 +26,8 @@ PIPELINE: tuple[Pass, ...] = (
     FoldBatchNorm(),
     # From here on a node is a kernel. Whatever rewrites single operations has to come before.
     Group(),
+    # Needs the regions. Before fuse, which makes chains of the copies.
+    Recompute(),
     # Needs the regions. Before layouts are planned, as values inside a region have none.
     Fuse(),
     # Needs the regions: what a region reads and writes decides the layouts, and copies become regions of their own.
@@ -47,6 +50,7 @@ PASSES: dict[str, type[Pass]] = {
     "canonicalize": Canonicalize,
     "fold-batch-norm": FoldBatchNorm,
     "group": Group,
+    "recompute": Recompute,
     "fuse": Fuse,
     "plan-layout": PlanLayout,
     "place-concatenations": PlaceConcatenations,

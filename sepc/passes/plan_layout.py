@@ -26,6 +26,7 @@ from torch import fx
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.layout import Layout, layout, same_strides
+from sepc.ir.links import chain_order
 from sepc.ir.origin import derive
 from sepc.ir.problem import anchor_of, channels_last_order, contiguous_strides, result_order
 from sepc.ir.views import is_view, view_layout
@@ -97,11 +98,11 @@ def _plan_region(node: fx.Node, copies: _Copies) -> None:
         _plan_foreign_region(node, copies)
         return
     if _reads_channel_vectors(graph):
-        _require_channel_vectors(node, kind, copies)
+        _require_channel_vectors(node, graph, copies)
     given = [layout(value).strides for value in region.inputs(node)]
     strides = dict(zip(region.placeholders(graph), given, strict=True))
     if kind.kind == "chain":
-        order = channels_last_order(len(ops.shape(node)))
+        order = chain_order(graph)
     elif kind.kind == "concatenation":
         order = _concatenation_order(graph, given)
     else:
@@ -117,11 +118,12 @@ def _plan_foreign_region(node: fx.Node, copies: _Copies) -> None:
         node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node)), 0, node)
 
 
-def _require_channel_vectors(node: fx.Node, kind: region.RegionInfo, copies: _Copies) -> None:
+def _require_channel_vectors(node: fx.Node, graph: fx.GraphModule, copies: _Copies) -> None:
     """Have the first argument of `node` come with its channels (of a normalisation: the last dimension) at stride 1."""
     value = region.inputs(node)[0]
     shape = ops.shape(value)
-    order = tuple(range(len(shape))) if kind.kind == "normalization" else channels_last_order(len(shape))
+    is_last = ops.LayerNorm.matches(anchor_of(graph)[0])
+    order = tuple(range(len(shape))) if is_last else channels_last_order(len(shape))
     if shape[order[-1]] != 1 and layout(value).strides[order[-1]] != 1:
         _require(node, 0, contiguous_strides(shape, order), copies)
 

@@ -1,4 +1,4 @@
-"""Chains of convolutions in one kernel, against PyTorch: whatever the composition, the window and the task size."""
+"""Chains of stages in one kernel, against PyTorch: whatever the composition, the window and the task size."""
 
 from __future__ import annotations
 
@@ -33,10 +33,64 @@ class Residual(nn.Module):
         return self.inner(x) + x
 
 
+class ConvNextBlock(nn.Module):
+    """Depthwise, layer norm over channels, linear, GELU, linear, scale, and the input added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = depthwise(channels, 7)
+        self.norm = nn.LayerNorm(channels)
+        self.first, self.second = nn.Linear(channels, 3 * channels), nn.Linear(3 * channels, channels)
+        self.scale = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = self.second(nn.functional.gelu(self.first(y))) * self.scale
+        return x + y.permute(0, 3, 1, 2)
+
+
+class MetaFormerBlock(nn.Module):
+    """Layer norm over channels, two 1×1 convolutions with an activation between, and the input added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.first, self.second = pointwise(channels, 2 * channels), pointwise(2 * channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.second(self.first(y).relu().square()) + x
+
+
+class Excited(nn.Module):
+    """Depthwise, a factor per channel from its global average, and a 1×1 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise, self.project = depthwise(channels), pointwise(channels, 12)
+        self.excite = pointwise(channels, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.depthwise(x).relu()
+        factor = self.excite(y.mean((2, 3), keepdim=True)).sigmoid()
+        return self.project(y * factor)
+
+
+class OverLastDimension(nn.Module):
+    """`inner` of an image whose channels are its last dimension."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.permute(0, 2, 3, 1))
+
+
 @pytest.fixture
 def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest chains win, whatever they cost."""
-    monkeypatch.setattr(fuse, "_time_us", lambda links, machine, threads, objective: 1.0)
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, machine, threads, objective: 1.0)
 
 
 @pytest.fixture
@@ -128,10 +182,34 @@ def depthwise(
             lambda: nn.Sequential(pointwise(8, 24), nn.Conv2d(24, 24, 3, 1, 1, groups=6), pointwise(24, 8)),
             (1, 8, 10, 12),
         ),
+        ("ConvNeXt", lambda: ConvNextBlock(20), (2, 20, 9, 11)),
+        ("MetaFormer", lambda: MetaFormerBlock(24), (1, 24, 9, 11)),
+        ("squeeze and excite", lambda: Excited(20), (2, 20, 9, 11)),
+        ("two pointwise", lambda: nn.Sequential(pointwise(16, 40), nn.GELU(), pointwise(40, 9)), (1, 16, 9, 7)),
+        (
+            "linear layers over images, normalised after the first",
+            lambda: OverLastDimension(nn.Sequential(nn.Linear(8, 33), nn.LayerNorm(33), nn.Linear(33, 8))),
+            (2, 8, 9, 7),
+        ),
+        (
+            "stem, max pooling",
+            lambda: nn.Sequential(nn.Conv2d(3, 20, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
+            (1, 3, 33, 31),
+        ),
+        (
+            "average pooling between, the last windows cut off",
+            lambda: nn.Sequential(depthwise(20), nn.AvgPool2d(3, 2, ceil_mode=True), pointwise(20, 9)),
+            (2, 20, 14, 12),
+        ),
+        (
+            "transposed on the way: normalised along rows",
+            lambda: nn.Sequential(pointwise(4, 20), nn.LayerNorm(11), depthwise(20)),
+            (1, 4, 9, 11),
+        ),
     ],
 )
 def test_chains_agree_with_pytorch(name: str, model: Any, shape: tuple[int, ...]) -> None:
-    check(model(), torch.randn(shape), chains=1)
+    check(model(), torch.randn(shape), chains=0 if "normalised along rows" in name else 1)
 
 
 @st.composite

@@ -22,7 +22,8 @@ from sepc.backends.regions import LoweredKernel, Scratch
 from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.cost_model.latency import Cost
 from sepc.cost_model.tiling import RowTiling
-from sepc.ir.stage import Chain, Convolution
+from sepc.ir.stage import Convolution
+from sepc.passes.fuse import LONGEST
 from sepc.target import Target
 
 TARGET = Target.parse("x86-64-v3")
@@ -32,7 +33,7 @@ BLOCK = nn.Sequential(nn.Conv2d(8, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1,
 def grouped(model: nn.Module, channels: int = 8) -> torch.fx.GraphModule:
     x = torch.randn(1, channels, 12, 12).contiguous(memory_format=torch.channels_last)
     graph_module = captured(model, (x,))
-    run_passes(graph_module, TARGET, 1, "canonicalize", "group")
+    run_passes(graph_module, TARGET, 1, "canonicalize", "plan-layout", without=("fuse",))
     return graph_module
 
 
@@ -109,10 +110,32 @@ def test_only_decisions_that_matter_count() -> None:
     assert "none" in fusion.report_of([chain(1.0, 1.0)], 1).summary[0]
 
 
-def test_chains_have_a_window_and_are_as_long_as_allowed() -> None:
+def test_chains_are_all_runs_of_neighbours_as_long_as_allowed() -> None:
     chains = list(fusion.chains_of(grouped(BLOCK)))
     assert sorted(map(len, chains)) == [2, 2, 3]
-    assert not list(fusion.chains_of(grouped(nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 8, 1)))))
+    five = nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(5)))
+    assert max(len(run) for run in fusion.chains_of(grouped(five))) == LONGEST["time"] == 4
+
+
+class Normalized(nn.Module):
+    """Depthwise, layer norm over channels, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(8, 8, 3, 1, 1, groups=8)
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 20)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.linear(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))
+        return result
+
+
+def test_a_piece_with_a_permute_is_measured() -> None:
+    graph_module = grouped(Normalized())
+    piece = extract_piece(graph_module, max(fusion.chains_of(graph_module), key=len))
+    outcome = fusion.compare("net", 12, 1, piece, TARGET, 1)
+    assert outcome.agree
+    assert outcome.stages == "dw3 8→8 @12×12, norm 8→8 @12×12, pw 8→20 @12×12"
 
 
 def test_a_piece_is_measured_as_chain_and_as_single_kernels() -> None:
@@ -121,7 +144,7 @@ def test_a_piece_is_measured_as_chain_and_as_single_kernels() -> None:
     outcome = fusion.compare("net", 12, 1, piece, TARGET, 2)
     assert outcome.agree
     assert min(outcome.single_us, outcome.chain_us, outcome.predicted_single_us, outcome.predicted_chain_us) > 0
-    assert outcome.stages == "pw1 8→32 @12×12, dw3 32→32 @12×12, pw1 32→8 @12×12"
+    assert outcome.stages == "pw 8→32 @12×12, dw3 32→32 @12×12, pw 32→8 @12×12"
 
 
 def test_tilings_of_a_chain_differ_and_are_timed_in_turn() -> None:
@@ -157,10 +180,10 @@ def test_planned_bytes_of_a_gpu_are_at_least_compulsory_and_fusing_saves() -> No
     machine = GpuMachine.load("sm_75")
     pointwise = Convolution(1, 56, 56, 56, 56, 24, 144)
     depthwise = Convolution(1, 56, 56, 56, 56, 144, 144, 144, (3, 3), (1, 1), (1, 1))
-    alone = [gpu.planned_bytes(Chain((link,)), machine) for link in (pointwise, depthwise)]
+    alone = [gpu.planned_bytes((link,), machine) for link in (pointwise, depthwise)]
     assert alone[0] >= 4 * 56 * 56 * (24 + 144)
     assert alone[1] >= 4 * 56 * 56 * 2 * 144
-    fused = gpu.planned_bytes(Chain((pointwise, depthwise)), machine)
+    fused = gpu.planned_bytes((pointwise, depthwise), machine)
     assert 4 * 56 * 56 * (24 + 144) <= fused < sum(alone)
     assert "largest saving over 1 pairs" in gpu.report_of([gpu.Pair("net", "pw, dw", 10.0, 4.0)]).summary[0]
 

@@ -110,7 +110,7 @@ def test_every_kind_of_stage_has_a_time_on_every_machine(name: str) -> None:
         predict(_pointwise(9, 3, 5), DenseTiling(2, (4, 1), 1, 2, 1), machine, 1),
         predict(depthwise, LaneTiling(4, 1, 3, 1), machine, 3),
         predict(Pooling(1, 9, 9, 4, 4, 2 * lanes, True, False, (3, 3), (2, 2)), LaneTiling(1, 2, 4, 1), machine, 1),
-        predict(Normalization(10, 37, 1e-6), RowTiling(3), machine, 2),
+        predict(Normalization((1, 1, 10, 37), 1e-6), RowTiling(3), machine, 2),
         predict(Map((10, 37)), RowTiling(3), machine, 2, operand_bytes=40),
     ]
     assert all(cost.time_us >= cost.compute_us > 0 and cost.bytes_moved > 0 for cost in costs)

@@ -114,7 +114,7 @@ def test_compulsory_bytes() -> None:
     assert streamed_footprint(strided).activations == 4 * 4 * 16 * 4  # the pixels between are not read
     assert streamed_footprint(Map((3, 5, 7))).total == 2 * 3 * 5 * 7 * 4
     assert streamed_footprint(Map((3, 5, 7)), operand_bytes=11).total == 3 * 5 * 7 * 4 + 11
-    assert streamed_footprint(Normalization(10, 32, 1e-6)).total == 2 * 10 * 32 * 4 + 2 * 32 * 4
+    assert streamed_footprint(Normalization((1, 1, 10, 32), 1e-6)).total == 2 * 10 * 32 * 4 + 2 * 32 * 4
     assert streamed_footprint(Pooling(1, 7, 7, 1, 1, 64, False, True)).total == 50 * 64 * 4
 
 

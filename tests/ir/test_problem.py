@@ -118,7 +118,7 @@ def test_a_convolution_of_one_dimension_has_one_row() -> None:
 
 def test_a_layer_norm_sees_pixels_and_channels() -> None:
     found = problem(lambda self, x: self.norm(x.permute(0, 2, 3, 1)), LAST, kind="normalization")
-    assert found.stage == Normalization(60, 8, 1e-5)
+    assert found.stage == Normalization((1, 1, 60, 8), 1e-5)
     assert found.source == found.result == (0, 0, 8, 1)
 
 

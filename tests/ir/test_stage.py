@@ -105,6 +105,6 @@ def test_numbers_of_a_convolution() -> None:
 def test_numbers_of_the_other_stages() -> None:
     assert Pooling(2, 6, 6, 3, 3, 8, True, kernel=(2, 3)).flops == 2 * 8 * 9 * 6
     assert Pooling(2, 7, 6, 3, 3, 8, False, adaptive=True).window == (3, 2)
-    assert Normalization(10, 8, 1e-5).flops == 640
+    assert Normalization((1, 2, 5, 8), 1e-5).flops == 640
     assert Map((2, 3, 4), 5).flops == 120
     assert [ceil_div(value, 4) for value in (0, 1, 4, 5)] == [0, 1, 1, 2]

@@ -51,7 +51,7 @@ def messages(context: PassContext) -> list[str]:
 @pytest.fixture
 def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewest kernels win, whatever they cost."""
-    monkeypatch.setattr(fuse, "_time_us", lambda links, machine, threads, objective: 1.0)
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, machine, threads, objective: 1.0)
 
 
 class InvertedResidual(nn.Module):
@@ -81,7 +81,8 @@ def test_golden_before_and_after(golden: Callable[[str, str], None]) -> None:
 def test_the_graph_computes_the_same() -> None:
     model = nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1), nn.SiLU(), depthwise(6), pointwise(6, 9), depthwise(9, 2)).eval()
     module, _ = fused(model)
-    assert links(module) == [3, 1] or links(module) == [1, 3]
+    assert sum(links(module)) == 4
+    assert max(links(module)) > 1
     torch.testing.assert_close(module(X)[0], model(X), rtol=1e-4, atol=1e-5)
 
 
@@ -103,20 +104,26 @@ def two_readers(self: Function, x: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     ("function", "x"),
     [
         pytest.param(lambda self, x: self.depth(self.point(x)), X[:, :, :1], id="one row only"),
-        pytest.param(lambda self, x: self.point(self.point(x)), X, id="no window to move"),
         pytest.param(two_readers, X, id="somebody else reads the value, too"),
         pytest.param(reads_twice, X, id="the reader does not only convolve it"),
         pytest.param(lambda self, x: self.point(x) + self.depth(x), X, id="the reader does not convolve it"),
         pytest.param(lambda self, x: self.depth(self.point(x).transpose(2, 3)), X, id="a view in between"),
-        pytest.param(lambda self, x: self.depth(self.pool(self.point(x))), X, id="a pooling in between"),
+        pytest.param(lambda self, x: self.depth(self.pool(self.point(x))), X, id="an adaptive pooling in between"),
+        pytest.param(lambda self, x: self.norm(self.point(x)), X, id="normalised along another dimension"),
         pytest.param(lambda self, x: self.line(self.line(x[0])), X, id="images without rows"),
         pytest.param(lambda self, x: self.depth(x).softmax(1), X, id="no convolution"),
     ],
 )
 def test_what_is_not_joined(function: Callable[..., Any], x: torch.Tensor) -> None:
-    layers = {"point": pointwise(4, 4), "depth": depthwise(4), "pool": nn.MaxPool2d(2), "line": nn.Conv1d(8, 8, 3)}
+    layers = {
+        "point": pointwise(4, 4),
+        "depth": depthwise(4),
+        "pool": nn.AdaptiveAvgPool2d(4),
+        "line": nn.Conv1d(8, 8, 3),
+        "norm": nn.LayerNorm(8),
+    }
     module, _ = fused(Function(function, **layers), x)
-    assert max(links(module)) <= 1
+    assert not [node for node, _ in region.regions(module) if region.info(node).kind == "chain"]
 
 
 @pytest.mark.usefixtures("always_fuse")
@@ -160,14 +167,14 @@ CHANNELS = nn.Sequential(pointwise(4, 5), nn.Conv2d(5, 6, 3, 1, 1), pointwise(6,
 def test_the_cheapest_way_is_taken(
     prices: dict[tuple[int, ...], float], expected: list[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuse, "_time_us", priced(prices))
+    monkeypatch.setattr(fuse, "piece_time_us", priced(prices))
     found = links(fused(CHANNELS)[0])
     assert found == expected if expected else found in ([1, 2], [2, 1])
 
 
 def test_what_is_not_taken_is_noted_with_its_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     prices = {(5,): 2, (6,): 2, (7,): 2, (5, 6): 5, (6, 7): 2, (5, 6, 7): 4.5}
-    monkeypatch.setattr(fuse, "_time_us", priced(prices))
+    monkeypatch.setattr(fuse, "piece_time_us", priced(prices))
     found = messages(fused(CHANNELS)[1])
     assert [message.partition(": ")[2] for message in found] == [
         "predicted gain over single kernels -1.0 µs",
@@ -204,7 +211,7 @@ def test_values_that_wait_count_also_through_views() -> None:
 
 
 def test_memory_comes_first_and_then_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "_time_us", lambda links, *_: float(len(links) ** 2))  # the more links, the worse
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, *_: float(len(links) ** 2))  # the more links, the worse
     wide = nn.Sequential(pointwise(4, 64), depthwise(64, 2), pointwise(64, 4), depthwise(4), pointwise(4, 4))
     x = torch.randn(1, 4, 64, 64)
     assert links(fused(wide, x)[0]) == [1] * 5

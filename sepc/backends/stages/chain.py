@@ -1,4 +1,4 @@
-"""Several convolution stages over one moving window of rows: what lies between them never leaves the caches.
+"""Several stages over one moving window of rows: what lies between them never leaves the caches.
 
     v₁ = f₁(x),  v₂ = f₂(v₁),  …,  y = fₙ(vₙ₋₁)
 
@@ -11,33 +11,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import DenseStage
 from sepc.backends.stages.kernel import Frame, tile_span
-from sepc.backends.stages.lanewise import LanewiseStage
 from sepc.backends.stages.vector import Index
-from sepc.ir.stage import Convolution, ceil_div
+from sepc.ir.stage import Chain, Stage, ceil_div
+
+
+class RowStage(Protocol):
+    """A stage, which can be computed as a whole or row by row."""
+
+    def emit(self, frame: Frame) -> None:
+        """All of it, shared by the threads of `frame`."""
+
+    def emit_row(self, batch: Index, row: Index) -> None:
+        """One output row, all channels and columns."""
 
 
 @dataclass(frozen=True)
 class ChainStage:
-    """Emits a chain of convolutions.
+    """Emits a chain.
 
     Attributes:
-        links: the stages, whose sinks and sources are the ring buffers between them.
+        chain: the links. stages: what emits each, with the ring buffers between them as sinks and sources.
         rows: output rows of the last link per task. step: output rows per turn.
     """
 
-    links: Sequence[DenseStage | LanewiseStage]
+    chain: Chain
+    stages: Sequence[RowStage]
     rows: int
     step: int
 
     def emit(self, frame: Frame) -> None:
         """The whole chain, shared by the threads of `frame`."""
-        last = self.links[-1].convolution
+        last = self.chain.links[-1]
         tiles = ceil_div(last.out_height, self.rows)
         with frame.tasks((last.batch, tiles)) as (batch, tile):
             begin = tile * self.rows
@@ -51,18 +61,18 @@ class ChainStage:
         stop = T.Bind(tirx.min(end, first + self.step))
         windows: list[tuple[Index, Index]] = [(first, stop)]
         oldest, done, needed = begin, first, stop
-        for link in reversed([stage.convolution for stage in self.links[1:]]):
+        for link in reversed(self.chain.links[1:]):
             # Of the link's input: the first row of the task, the end of the turns before, the end of this turn.
             oldest = tirx.max(0, oldest * link.stride[0] - link.padding[0])
             done, needed = _rows_read(link, done), T.Bind(_rows_read(link, needed))
             start = T.Bind(tirx.Select(tirx.EQ(turn, 0), oldest, done))
             windows.insert(0, (start, tirx.max(start, needed)))
-        for stage, (start, end_row) in zip(self.links, windows, strict=True):
+        for stage, (start, end_row) in zip(self.stages, windows, strict=True):
             with T.serial(start, end_row) as row:
                 stage.emit_row(batch, row)
 
 
-def _rows_read(link: Convolution, stop: Index) -> Index:
+def _rows_read(link: Stage, stop: Index) -> Index:
     """How many rows of its input, from the top, `link` reads for its output rows before `stop`."""
     reach = (stop - 1) * link.stride[0] - link.padding[0] + (link.kernel[0] - 1) * link.dilation[0] + 1
     return tirx.max(0, tirx.min(link.in_height, reach))

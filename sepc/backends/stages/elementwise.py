@@ -100,7 +100,7 @@ RULES: dict[OpOverload, Callable[..., Expr]] = {
 
 @dataclass(frozen=True)
 class Expression:
-    """A run of elementwise nodes, evaluated on vectors.
+    """A run of elementwise nodes, evaluated on vectors; without any it is what it is given, or its only operand.
 
     Attributes:
         nodes: elementwise and permute nodes, in execution order; a permute only relabels dimensions.
@@ -121,7 +121,9 @@ class Expression:
                 known[argument] = T.Bind(self.operands[argument].load(position, lanes))
             return known[argument]
 
-        result: Expr = next(iter(values.values()), None)
+        if not self.nodes:
+            return next(iter(values.values())) if values else value(next(iter(self.operands)))
+        result: Expr = None
         for node in self.nodes:
             given = list(ops.arguments(node).values())
             if node.target is aten.permute.default:

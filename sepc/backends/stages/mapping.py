@@ -47,6 +47,11 @@ class MappingStage:
         ):
             self._vectors((*leading, tile * self.tiling.rows + row), 0, inner)
 
+    def emit_row(self, batch: Index, row: Index) -> None:
+        """One row of an iteration space (batch, row, column, channel)."""
+        with loop(self.mapping.out_width) as column:
+            self._vectors((batch, row, column), 0, self.mapping.out_channels)
+
     def _flat(self, frame: Frame, extent: int) -> None:
         """One dimension only: tasks are chunks of it."""
         chunk = self.lanes * _VECTORS_PER_TURN * self.tiling.rows

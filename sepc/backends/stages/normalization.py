@@ -1,4 +1,4 @@
-"""The layer normalisation stage, over the contiguous last dimension of `[pixels, channels]`.
+"""The layer normalisation stage, over the contiguous channels of every pixel.
 
     out[m, c] = (in[m, c] − mean_m) / √(variance_m + ε) · gain[c] + shift[c]
 
@@ -8,7 +8,7 @@ squares, would lose digits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -26,7 +26,7 @@ _PARTIAL_SUMS = 4
 
 @dataclass(frozen=True)
 class NormalizationStage:
-    """Emits a layer normalisation; `source` and the sink's positions are over (0, 0, pixel, channel)."""
+    """Emits a layer normalisation; `source` and the sink's positions are over (batch, row, column, channel)."""
 
     normalization: Normalization
     tiling: RowTiling
@@ -40,10 +40,17 @@ class NormalizationStage:
         """All pixels, shared by the threads of `frame`."""
         norm = self.normalization
         tiles = ceil_div(norm.pixels, self.tiling.rows)
-        with frame.tasks((tiles,)) as (tile,), loop(tile_span(tile, self.tiling.rows, norm.pixels, tiles)) as row:
-            self._pixel(tile * self.tiling.rows + row)
+        with frame.tasks((tiles,)) as (tile,), loop(tile_span(tile, self.tiling.rows, norm.pixels, tiles)) as pixel:
+            # By itself, it is one row of pixels: `sepc.ir.problem` merges them.
+            self._pixel(0, 0, tile * self.tiling.rows + pixel)
 
-    def _pixel(self, pixel: Index) -> None:
+    def emit_row(self, batch: Index, row: Index) -> None:
+        """One row of pixels."""
+        with loop(self.normalization.out_width) as column:
+            self._pixel(batch, row, column)
+
+    def _pixel(self, batch: Index, row: Index, column: Index) -> None:
+        pixel = (batch, row, column)
         norm = self.normalization
         scale = tirx.const(1.0 / norm.channels, "float32")
         mean = T.Bind(self._reduce(pixel, lambda x: x) * scale)
@@ -56,17 +63,17 @@ class NormalizationStage:
         inverse = T.Bind(tirx.const(1.0, "float32") / tirx.sqrt(variance + tirx.const(norm.epsilon, "float32")))
 
         def write(channel: Index, lanes: int) -> None:
-            x = self.source.load((0, 0, pixel, channel), lanes)
+            x = self.source.load((*pixel, channel), lanes)
             y = (x - broadcast(mean, lanes)) * broadcast(inverse, lanes)
             if self.gain is not None:
                 y = y * self.gain[ramp(channel, lanes)]
             if self.shift is not None:
                 y = y + self.shift[ramp(channel, lanes)]
-            self.sink((0, 0, pixel, channel), y)
+            self.sink((batch, row, column, channel), y)
 
         self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))
 
-    def _reduce(self, pixel: Index, transform: Callable[[Expr], Expr]) -> Expr:
+    def _reduce(self, pixel: Sequence[Index], transform: Callable[[Expr], Expr]) -> Expr:
         """The sum of `transform` over the channels of `pixel`, as a scalar."""
         partial = [Accumulator(self.lanes) for _ in range(_PARTIAL_SUMS)]
         for register in partial:
@@ -75,7 +82,7 @@ class NormalizationStage:
         rest.set(constant(0, 1))
 
         def add(channel: Index, lanes: int, turn: int) -> None:
-            value = transform(T.Bind(self.source.load((0, 0, pixel, channel), lanes)))
+            value = transform(T.Bind(self.source.load((*pixel, channel), lanes)))
             if lanes == self.lanes:
                 partial[turn].set(partial[turn].value + value)
                 return

@@ -76,6 +76,17 @@ class PoolingStage:
 
             for_each_channel_group(pool.channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
 
+    def emit_row(self, batch: Index, row: Index) -> None:
+        """One output row, all channels and columns."""
+        pool, vectors = self.pooling, self.tiling.vectors
+
+        def body(channel: Index, widths: tuple[int, ...]) -> None:
+            with loop(pool.out_width) as column:
+                self._window(batch, row, column, channel, widths)
+
+        all_groups = ceil_div(pool.channels, self.lanes * vectors)
+        for_each_channel_group(pool.channels, self.lanes, vectors, all_groups, 0, 1, body)
+
     def _window(self, batch: Index, row: Index, column: Index, channel: Index, widths: tuple[int, ...]) -> None:
         """Reduce one window for the channel vectors `widths` from `channel` on."""
         pool = self.pooling

@@ -1,0 +1,105 @@
+"""recompute: compute a value once for each of its readers where that is predicted cheaper than storing it.
+
+Pattern. A region r over images with readers s₁ … sₖ, k ≥ 2, some of which could be one chain with it.
+
+Equation. Reader i costs alone(i) if r is stored, and chain(i), a chain of r and sᵢ, if it computes r itself. With
+F = {i : chain(i) < alone(i)} the readers that gain in any case,
+
+    cost = min( time(r) + Σ_{i ∈ F} chain(i) + Σ_{i ∉ F} alone(i),    r still being stored for the others
+                Σᵢ chain(i) )                                        r not being stored at all, if all readers can.
+
+Preconditions. No region is read by r alone: it might be one chain with r, which copies of r would prevent. The chains
+themselves are made by `fuse`, which comes next and decides by the same times.
+
+    %r = region_0_elementwise(%x)            relu            %r = region_0_elementwise(%x)
+    %a = region_1_convolution(%r)            depthwise   →   %a = region_1_convolution(%r)
+    %b = region_2_convolution(%r)            pointwise       %r_1 = region_0_elementwise(%x)
+                                                             %b = region_2_convolution(%r_1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from sepc.cost_model.machine import Machine
+from sepc.errors import VerificationError
+from sepc.ir import region
+from sepc.ir.origin import derive
+from sepc.passes.manager import PassContext
+from sepc.passes.sequences import RegionSequence, following_link, piece_time_us, starts_a_sequence
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Gives readers of a cheap value copies of the region that computes it."""
+
+    name: ClassVar[str] = "recompute"
+
+    def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
+        """Rewrite `graph_module`; returns whether anything is computed several times now."""
+        if context.machine is None:
+            raise VerificationError("recompute needs a machine", fix="set PassContext.machine")
+        changed = False
+        for node, _ in list(region.regions(graph_module)):
+            if len(node.users) < 2 or not starts_a_sequence(graph_module, node) or _ends_a_sequence(node):
+                continue
+            for user in _choose(graph_module, node, context.machine, context):
+                self._give_copy(graph_module, node, user)
+                changed = True
+        return changed
+
+    def _give_copy(self, graph_module: fx.GraphModule, node: fx.Node, user: fx.Node) -> None:
+        """Have `user` read a copy of `node`."""
+        with graph_module.graph.inserting_before(user):
+            copy = graph_module.graph.node_copy(node)
+        copy.meta["sepc_origin"] = derive(self.name, [node])
+        user.replace_input_with(node, copy)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A user of the region's value; predicted times of that, of the region it leads to, and of both as a chain."""
+
+    user: fx.Node
+    value_us: float
+    alone_us: float
+    chain_us: float
+
+
+def _ends_a_sequence(node: fx.Node) -> bool:
+    return any(region.is_region(value) and len(value.users) == 1 for value in node.all_input_nodes)
+
+
+def _choose(graph_module: fx.GraphModule, node: fx.Node, machine: Machine, context: PassContext) -> Sequence[fx.Node]:
+    """The users of `node` that are to have a copy of their own; where that is all, the last one keeps the original."""
+    readers = [_reader(graph_module, node, user, machine, context.threads) for user in node.users]
+    able = [reader for reader in readers if reader is not None]
+    if not able:
+        return []
+    gaining = [reader for reader in able if reader.chain_us < reader.alone_us]
+    gain_us = sum(reader.alone_us - reader.chain_us for reader in gaining)
+    if len(able) == len(readers):
+        gain_of_all_us = able[0].value_us + sum(reader.alone_us - reader.chain_us for reader in able)
+        if gain_of_all_us > max(gain_us, 0.0):
+            context.note(
+                Recompute.name, node, f"computed for each of {len(able)} readers: gain {gain_of_all_us:.1f} µs"
+            )
+            return [reader.user for reader in able[:-1]]
+        context.note(Recompute.name, node, f"stored, not computed for each reader: that gains {gain_of_all_us:.1f} µs")
+    return [reader.user for reader in gaining]
+
+
+def _reader(
+    graph_module: fx.GraphModule, node: fx.Node, user: fx.Node, machine: Machine, threads: int
+) -> _Reader | None:
+    """The reader that `user` leads to; None if it could not be the next link after `node`."""
+    found = following_link(graph_module, node, user)
+    if found is None:
+        return None
+    reader, views = found
+    links = RegionSequence.of(graph_module, [node, reader], [[], views]).links
+    return _Reader(user, *(piece_time_us(one, machine, threads) for one in (links[:1], links[1:], links)))
