@@ -1,6 +1,7 @@
-"""Compare sepc with eager PyTorch, Inductor, ONNX Runtime and OpenVINO on this machine.
+"""Compare sepc with eager PyTorch, Inductor, ONNX Runtime, OpenVINO and XNNPACK on this machine.
 
     python -m benchmarks.compare mobilenetv2_100 resnet50 --threads 1 2
+    python -m benchmarks.compare mobilenetv2_100 --isa avx2
 
 Every pair of model and number of threads has a process of its own, shared by all runners: thread pools are sized once
 in a process's life, and a runner that crashes takes only its own row with it.
@@ -14,7 +15,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from benchmarks import models, report
 from benchmarks.measure import ModelResult, PeerResult, describe, measure
-from benchmarks.peers import BUILDERS, Job
+from benchmarks.peers import BUILDERS, ENVIRONMENTS, NATIVE, Job
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,6 +61,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     size_help = f"pixels a side (default: {models.DEFAULT_SIZE}; some models have their own, as xception41 has 299)"
     parser.add_argument("--size", type=_positive, metavar="N", help=size_help)
     parser.add_argument("--rounds", type=_positive, default=9, metavar="N", help="turns for each runner (default: 9)")
+    isa_help = "instruction sets that kernels may use (default: native); a runner that uses more is marked"
+    parser.add_argument("--isa", choices=list(ENVIRONMENTS), default=NATIVE, help=isa_help)
     every = ",".join(BUILDERS)
     parser.add_argument("--peers", type=_peers, default=list(BUILDERS), metavar="A,B", help=f"default: {every}")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
@@ -87,7 +90,7 @@ def summary(result: ModelResult) -> str:
     """All medians in one line."""
     parts = []
     for name, peer in result.peers.items():
-        mark = "" if peer.is_right else " WRONG"
+        mark = ("" if peer.is_right else " WRONG") + report.mark(peer, result.isa)
         parts.append(f"{name} {'failed' if peer.failure else f'{peer.median_ms:.2f} ms{mark}'}")
     return ", ".join(parts)
 
@@ -96,8 +99,11 @@ def run_in_process(model: str, threads: int, options: argparse.Namespace) -> Mod
     """Measure one model in a new process; if that dies, a result that says so for every runner."""
     size = options.size or models.default_size(model)
     context = multiprocessing.get_context("spawn")
-    with _environment(OMP_NUM_THREADS=str(threads)), ProcessPoolExecutor(1, mp_context=context) as pool:
-        future = pool.submit(measure_model, model, size, options.batch, threads, options.peers, options.rounds)
+    variables = {"OMP_NUM_THREADS": str(threads), **ENVIRONMENTS[options.isa]}
+    with _environment(variables), ProcessPoolExecutor(1, mp_context=context) as pool:
+        future = pool.submit(
+            measure_model, model, size, options.batch, threads, options.isa, options.peers, options.rounds
+        )
         try:
             return future.result()
         except BrokenProcessPool:
@@ -105,20 +111,23 @@ def run_in_process(model: str, threads: int, options: argparse.Namespace) -> Mod
         except Exception as error:  # for example a model that does not exist, or does not accept this size
             failure = describe(error)
     peers = {name: PeerResult(failure=failure) for name in options.peers}
-    return ModelResult(model, size, options.batch, threads, peers)
+    return ModelResult(model, size, options.batch, threads, peers, options.isa)
 
 
-def measure_model(model: str, size: int, batch: int, threads: int, peers: Sequence[str], rounds: int) -> ModelResult:
+def measure_model(
+    model: str, size: int, batch: int, threads: int, isa: str, peers: Sequence[str], rounds: int
+) -> ModelResult:
     """Load and measure one model in this process, whose number of threads this fixes."""
     import torch
 
     torch.set_num_threads(threads)
     module, inputs = models.load(model, size, batch)
-    return ModelResult(model, size, batch, threads, measure(Job(module, inputs, threads), peers, rounds))
+    results = measure(Job(module, inputs, threads, isa), peers, rounds)
+    return ModelResult(model, size, batch, threads, results, isa)
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Environment variables for processes started inside."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from benchmarks.peers import BUILDERS, Job, Runner
+from benchmarks.peers import BUILDERS, NATIVE, UNRESTRICTED, Job, Runner
 
 TOLERANCE = 1e-4
 _TURN_S = 0.15
@@ -36,6 +36,7 @@ class PeerResult:
         build_s: time to export and compile.
         failure: why there are no figures; empty if there are.
         details: what the runner tells about its build.
+        isa: what its kernels use, see `Runner.isa`.
     """
 
     rounds_ms: list[float] = field(default_factory=list)
@@ -44,6 +45,7 @@ class PeerResult:
     build_s: float = 0.0
     failure: str = ""
     details: dict[str, object] = field(default_factory=dict)
+    isa: str = NATIVE
 
     @property
     def median_ms(self) -> float:
@@ -55,6 +57,11 @@ class PeerResult:
         """Whether every output was within the tolerance; false also if one was not a number."""
         return not self.failure and self.error <= TOLERANCE
 
+    @property
+    def competes(self) -> bool:
+        """Whether it may be the best: it is right, and has not escaped the limit on instruction sets."""
+        return self.is_right and self.isa != UNRESTRICTED
+
     def to_json(self) -> dict[str, object]:
         """All fields, and those derived from them; null where there is no figure."""
         values: dict[str, object] = {"median_ms": self.median_ms, "is_right": self.is_right, **asdict(self)}
@@ -63,13 +70,14 @@ class PeerResult:
 
 @dataclass
 class ModelResult:
-    """All runners on one model, at one size, batch and number of threads."""
+    """All runners on one model, at one size, batch, number of threads and limit on instruction sets."""
 
     model: str
     size: int
     batch: int
     threads: int
     peers: dict[str, PeerResult]
+    isa: str = NATIVE
 
     def to_json(self) -> dict[str, object]:
         """The figures as JSON values."""
@@ -123,6 +131,7 @@ def _build(job: Job, builder: Callable[[Job], Runner], result: PeerResult) -> Ru
         return None
     result.build_s = time.perf_counter() - start_s
     result.details.update(runner.details)
+    result.isa = runner.isa
     return runner
 
 

@@ -5,6 +5,11 @@ really tested; layer scales start at 1e-6 and some last scales of a block at 0, 
 output, and an error in them goes unseen. Here every such parameter is drawn at random, from a fixed seed, and the
 running statistics of batch normalisation are drawn around what the layer really receives, so that activations stay of
 order one through any depth.
+
+MobileOne comes reparametrised. timm makes it as it is trained, with several branches side by side in every layer, which
+its authors merge into one convolution before the model is used; nobody would run it otherwise. All runners get the same
+merged model, eager included. RepViT stays as timm makes it, so that its figures remain comparable with earlier ones;
+what would be merged there is one cheap 1×1 depthwise convolution per block.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ SEED = 2024
 DEFAULT_SIZE = 224
 _DEFAULT_SIZES = {"xception41": 299, "edgenext_small": 256}
 _TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
+_REPARAMETRISED = ("mobileone_",)
 _CALIBRATION_BATCH = 2
 
 
@@ -46,6 +52,8 @@ def load(name: str, size: int | None = None, batch: int = 1) -> tuple[nn.Module,
         generator = torch.Generator().manual_seed(SEED)
         _draw_parameters(model, generator)
         _draw_batch_norm_statistics(model, images(default_size(name), _CALIBRATION_BATCH, generator), generator)
+        if name.startswith(_REPARAMETRISED):
+            model = _reparametrised(model)
     inputs = images(size or default_size(name), batch, torch.Generator().manual_seed(SEED + 1))
     return model.requires_grad_(False), (inputs,)
 
@@ -71,6 +79,13 @@ def _create(name: str) -> nn.Module:
     import timm
 
     return timm.create_model(name, pretrained=False)
+
+
+def _reparametrised(model: nn.Module) -> nn.Module:
+    """The model as it is deployed: branches side by side, with their normalisations, merged into one convolution."""
+    from timm.utils.model import reparameterize_model
+
+    return reparameterize_model(model)
 
 
 def _draw_parameters(model: nn.Module, generator: torch.Generator) -> None:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.measure import TOLERANCE, ModelResult, PeerResult
+from benchmarks.peers import NATIVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,9 +29,10 @@ _COLOURS = {
     "inductor": "#E69F00",
     "onnxruntime": "#56B4E9",
     "openvino": "#009E73",
+    "xnnpack": "#CC79A7",
     "sepc": "#D55E00",
 }
-_PACKAGES = ("torch", "timm", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "apache-tvm", "sepc")
+_PACKAGES = "torch timm torchvision onnx onnxscript onnxruntime openvino executorch torchao apache-tvm sepc".split()
 _INSTRUCTION_SETS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "asimd", "sve")
 
 
@@ -38,12 +40,11 @@ def print_tables(console: Console, results: Sequence[ModelResult]) -> None:
     """Print, for every number of threads, the medians, the ratios to sepc and the errors; then what failed and why."""
     for threads in sorted({result.threads for result in results}):
         rows = [result for result in results if result.threads == threads]
-        plural = "s" if threads > 1 else ""
-        console.print(latency_table(rows, f"Median latency in ms, {threads} thread{plural}"))
+        conditions = _conditions(rows)
+        console.print(latency_table(rows, f"Median latency in ms, {conditions}"))
         if any(_is_valid(row, OWN) for row in rows):
-            title = f"Latency relative to sepc (above 1: sepc is faster), {threads} thread{plural}"
-            console.print(ratio_table(rows, title))
-        console.print(error_table(rows, f"max |y - eager| / max |eager|, {threads} thread{plural}"))
+            console.print(ratio_table(rows, f"Latency relative to sepc (above 1: sepc is faster), {conditions}"))
+        console.print(error_table(rows, f"max |y - eager| / max |eager|, {conditions}"))
     for result in results:
         for name, peer in result.peers.items():
             if peer.failure:
@@ -51,27 +52,44 @@ def print_tables(console: Console, results: Sequence[ModelResult]) -> None:
                 console.print(Text(line, style="red"), soft_wrap=True)
 
 
+def _conditions(rows: Sequence[ModelResult]) -> str:
+    """What the rows, which are of one number of threads, were measured under."""
+    threads, limits = rows[0].threads, sorted({row.isa for row in rows} - {NATIVE})
+    return ", ".join([f"{threads} thread{'s' if threads > 1 else ''}", *(f"limited to {isa}" for isa in limits)])
+
+
+def mark(peer: PeerResult, isa: str) -> str:
+    """What follows the figure of a runner that uses other instruction sets than it was limited to."""
+    return "" if peer.failure or peer.isa == isa else f" ({peer.isa})"
+
+
 def latency_table(rows: Sequence[ModelResult], title: str) -> Table:
-    """Medians in milliseconds, the fastest of each model in bold; wrong results are marked and do not compete."""
+    """Medians in milliseconds, the fastest of each model in bold; wrong and unrestricted ones are marked and do not
+    compete, those that obey a limit on instruction sets in part are marked.
+    """
     table = _table(title, ["size", "batch", *_peers(rows)])
     for row in rows:
-        best_ms = min((peer.median_ms for peer in row.peers.values() if peer.is_right), default=math.nan)
-        cells = [_latency_cell(row.peers.get(name), best_ms) for name in _peers(rows)]
+        best_ms = min((peer.median_ms for peer in row.peers.values() if peer.competes), default=math.nan)
+        cells = [_latency_cell(row.peers.get(name), row.isa, best_ms) for name in _peers(rows)]
         table.add_row(row.model, str(row.size), str(row.batch), *cells)
     return table
 
 
-def _latency_cell(peer: PeerResult | None, best_ms: float) -> Text:
+def _latency_cell(peer: PeerResult | None, isa: str, best_ms: float) -> Text:
     if peer is None:
         return Text("–")
     if peer.failure:
         return Text("failed", style="red")
     text = Text(f"{peer.median_ms:.2f}", style="bold" if peer.median_ms == best_ms else "")
+    text.append(mark(peer, isa), style="yellow")
     return text if peer.is_right else text.append(" wrong", style="red")
 
 
 def ratio_table(rows: Sequence[ModelResult], title: str) -> Table:
-    """Latency of each peer, and of the best one, divided by sepc's; the last row holds the geometric means."""
+    """Latency of each peer, and of the best one, divided by sepc's; the last row holds the geometric means.
+
+    The best is among those that obey a limit on instruction sets at least in part, see `PeerResult.competes`.
+    """
     peers = [name for name in _peers(rows) if name != OWN]
     table = _table(title, [*peers, "best peer"])
     columns = [[ratio(row, name) for row in rows] for name in peers]
@@ -80,6 +98,8 @@ def ratio_table(rows: Sequence[ModelResult], title: str) -> Table:
         table.add_row(row.model, *map(_ratio_cell, values))
     table.add_section()
     table.add_row("geometric mean", *(_ratio_cell(geometric_mean(column)) for column in columns))
+    if escaped := [name for name in peers if any(_escaped(row, name) for row in rows)]:
+        table.caption = f"not counted as best peer, since unrestricted: {', '.join(escaped)}"
     return table
 
 
@@ -106,8 +126,8 @@ def ratio(row: ModelResult, name: str) -> float:
 
 
 def best_peer_ratio(row: ModelResult) -> float:
-    """Latency of the fastest other runner divided by sepc's."""
-    ratios = (ratio(row, name) for name in row.peers if name != OWN)
+    """Latency of the fastest other runner that competes divided by sepc's."""
+    ratios = (ratio(row, name) for name, peer in row.peers.items() if name != OWN and peer.competes)
     return min((value for value in ratios if not math.isnan(value)), default=math.nan)
 
 
@@ -125,6 +145,11 @@ def _ratio_cell(value: float) -> Text:
 
 def _is_valid(row: ModelResult, name: str) -> bool:
     return name in row.peers and row.peers[name].is_right
+
+
+def _escaped(row: ModelResult, name: str) -> bool:
+    """Whether that runner has a valid result, but one that must not be taken for the best."""
+    return _is_valid(row, name) and not row.peers[name].competes
 
 
 def _peers(rows: Sequence[ModelResult]) -> list[str]:
@@ -201,8 +226,9 @@ def write_chart(path: Path, results: Sequence[ModelResult]) -> None:
     width = max(6.0, 1.3 * len({result.model for result in results}) + 2.0)
     figure, axes = pyplot.subplots(len(counts), 1, figsize=(width, 3.6 * len(counts)), squeeze=False)
     for threads, panel in zip(counts, axes[:, 0], strict=True):
-        _draw_panel(panel, [result for result in results if result.threads == threads])
-        panel.set_title(f"{threads} thread{'s' if threads > 1 else ''}, {describe_machine()['processor']}", fontsize=10)
+        rows = [result for result in results if result.threads == threads]
+        _draw_panel(panel, rows)
+        panel.set_title(f"{_conditions(rows)}, {describe_machine()['processor']}", fontsize=10)
     axes[0, 0].legend(fontsize=8, ncols=len(_peers(results)), loc="upper right")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +245,7 @@ def _draw_panel(panel: Axes, rows: Sequence[ModelResult]) -> None:
         heights = [row.peers[name].median_ms / row.peers[base].median_ms for _, row in drawn]
         positions = [x + (index - (len(peers) - 1) / 2) * bar_width for x, _ in drawn]
         bars = panel.bar(positions, heights, bar_width, label=name, color=_COLOURS.get(name))
-        labels = [f"{row.peers[name].median_ms:.3g}" for _, row in drawn]
+        labels = [f"{row.peers[name].median_ms:.3g}{mark(row.peers[name], row.isa)}" for _, row in drawn]
         panel.bar_label(bars, labels, fontsize=6, rotation=90, padding=2)
     panel.axhline(1.0, color="black", linewidth=0.8)
     panel.margins(y=0.25)

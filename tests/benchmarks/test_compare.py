@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 from torch import nn
 
-from benchmarks import compare, report
+from benchmarks import compare, peers, report
 from benchmarks.measure import ModelResult, PeerResult, describe, measure, relative_error
-from benchmarks.peers import BUILDERS, Job, Runner
+from benchmarks.peers import AVX2, BUILDERS, NATIVE, PARTLY_AVX2, UNRESTRICTED, Job, Runner
+from sepc.c_compiler import c_compiler
 
 SHORT_S = 1e-4
 
@@ -30,12 +36,22 @@ def altered(job: Job, change: float) -> Runner:
     return Runner(lambda: job.model(*job.inputs) + change, lambda result: [torch.as_tensor(result)])
 
 
-def result(median_ms: float, error: float = 0.0, failure: str = "") -> PeerResult:
-    return PeerResult([median_ms] if not failure else [], median_ms, error, 1.0, failure)
+def result(median_ms: float, error: float = 0.0, failure: str = "", isa: str = NATIVE) -> PeerResult:
+    return PeerResult([median_ms] if not failure else [], median_ms, error, 1.0, failure, isa=isa)
 
 
-def row(model: str = "net", threads: int = 1, **peers: PeerResult) -> ModelResult:
-    return ModelResult(model, 224, 1, threads, peers)
+def row(model: str = "net", threads: int = 1, isa: str = NATIVE, **peers: PeerResult) -> ModelResult:
+    return ModelResult(model, 224, 1, threads, peers, isa)
+
+
+def limited_row() -> ModelResult:
+    return row(
+        isa=AVX2,
+        onnxruntime=result(2.0, isa=UNRESTRICTED),
+        openvino=result(4.0, isa=PARTLY_AVX2),
+        xnnpack=result(6.0, isa=AVX2),
+        sepc=result(3.0, isa=AVX2),
+    )
 
 
 def rendered(renderable: object) -> str:
@@ -141,6 +157,27 @@ def test_latency_table_marks_what_is_wrong_or_failed() -> None:
     assert "failed" in text
 
 
+def test_what_escapes_a_limit_is_marked_and_is_not_the_best() -> None:
+    limited = limited_row()
+    table = rendered(report.latency_table([limited], "latency"))
+    assert "2.00 (unrestricted)" in table
+    assert "4.00 (partly avx2)" in table
+    assert "(avx2)" not in table
+    assert report.best_peer_ratio(limited) == pytest.approx(4 / 3)
+    assert "not counted as best peer, since unrestricted: onnxruntime" in rendered(report.ratio_table([limited], "x"))
+    assert "onnxruntime 2.00 ms (unrestricted)" in compare.summary(limited)
+    console = Console(file=io.StringIO(), width=200)
+    report.print_tables(console, [limited])
+    assert isinstance(console.file, io.StringIO)
+    assert "1 thread, limited to avx2" in console.file.getvalue()
+
+
+def test_without_a_limit_nothing_is_marked() -> None:
+    free = row(onnxruntime=result(2.0), sepc=result(3.0))
+    assert "(" not in rendered(report.latency_table([free], "latency")) + compare.summary(free)
+    assert "unrestricted" not in rendered(report.ratio_table([free], "ratios"))
+
+
 def test_failures_are_explained_below_the_tables() -> None:
     console = Console(file=io.StringIO(), width=200)
     report.print_tables(console, [row(eager=result(4.0), sepc=result(1.0, failure="crashed [sic]"))])
@@ -164,10 +201,14 @@ def test_files_are_written(tmp_path: Path, own: PeerResult) -> None:
 def test_command_line() -> None:
     options = compare.parse(["resnet50", "--threads", "1", "2", "--peers", "eager,sepc"])
     assert (options.models, options.threads, options.peers) == (["resnet50"], [1, 2], ["eager", "sepc"])
-    assert options.size is None
+    assert (options.size, options.isa) == (None, NATIVE)
+    options = compare.parse(["resnet50", "--isa", "avx2", "--batch", "16", "--size", "1024"])
+    assert (options.isa, options.batch, options.size) == (AVX2, 16, 1024)
 
 
-@pytest.mark.parametrize("arguments", [["m", "--peers", "tensorrt"], ["m", "--threads", "0"], []])
+@pytest.mark.parametrize(
+    "arguments", [["m", "--peers", "tensorrt"], ["m", "--threads", "0"], ["m", "--isa", "sse"], []]
+)
 def test_bad_command_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         compare.parse(arguments)
@@ -189,9 +230,99 @@ def test_unknown_model_fails_in_its_own_process(tmp_path: Path) -> None:
     assert "no_such_model" in failed.peers["eager"].failure
 
 
-@pytest.mark.parametrize("peer", ["onnxruntime", "openvino"])
-def test_peer_agrees_with_eager(job: Job, peer: str) -> None:
-    pytest.importorskip(peer)
+@pytest.mark.parametrize(
+    ("peer", "package"), [("onnxruntime", "onnxruntime"), ("openvino", "openvino"), ("xnnpack", "executorch")]
+)
+def test_peer_agrees_with_eager(job: Job, peer: str, package: str) -> None:
+    pytest.importorskip(package)
     peer_result = measure(job, [peer], 1, turn_s=SHORT_S)[peer]
     assert peer_result.failure == ""
     assert peer_result.is_right
+    assert peer_result.isa == NATIVE
+
+
+def test_xnnpack_runs_by_xnnpack(job: Job) -> None:
+    pytest.importorskip("executorch")
+    assert peers.xnnpack(job).details["calls"] == {"executorch_call_delegate": 1}
+
+
+def test_missing_package_is_reported(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "executorch"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    results = measure(job, ["eager", "xnnpack"], 1, turn_s=SHORT_S)
+    assert results["eager"].is_right
+    assert "executorch" in results["xnnpack"].failure
+
+
+def test_limit_is_in_force_in_the_process_that_measures() -> None:
+    options = compare.parse("m --isa avx2 --peers eager --size 32 --rounds 1".split())
+    measured = compare.run_in_process("mobilenetv3_small_050", 1, options)
+    # What PyTorch says of itself, not what was asked for.
+    assert (measured.isa, measured.peers["eager"].isa, measured.peers["eager"].failure) == (AVX2, AVX2, "")
+    assert json.loads(json.dumps(measured.to_json()))["peers"]["eager"]["isa"] == AVX2
+
+
+@pytest.mark.parametrize(("capability", "isa"), [("AVX512", UNRESTRICTED), ("AVX2", AVX2)])
+def test_pytorch_without_the_environment_is_unrestricted(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capability: str, isa: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert peers.eager(job).isa == NATIVE
+    assert peers.eager(Job(job.model, job.inputs, 1, AVX2)).isa == isa
+
+
+def test_onnxruntime_is_unrestricted(job: Job) -> None:
+    pytest.importorskip("onnxruntime")
+    limited = Job(job.model, job.inputs, 1, AVX2)
+    assert measure(limited, ["onnxruntime"], 1, turn_s=SHORT_S)["onnxruntime"].isa == UNRESTRICTED
+
+
+@pytest.mark.parametrize(
+    ("kernels", "isa"),
+    [
+        (["Convolution brgconv_avx2_f32", "Reorder jit_uni_f32"], AVX2),
+        (["Convolution brgconv_avx2_f32", "Reduce jit_avx512_f32"], PARTLY_AVX2),
+        (["Convolution brgconv_avx2_f32", "FullyConnected gemm_mlas_f32"], PARTLY_AVX2),
+        (["Convolution brgconv_avx512_f32"], UNRESTRICTED),
+    ],
+)
+def test_openvino_is_judged_by_its_kernels(job: Job, kernels: list[str], isa: str) -> None:
+    assert peers._openvino_isa(Job(job.model, job.inputs, 1, AVX2), kernels) == isa
+    assert peers._openvino_isa(job, kernels) == NATIVE
+
+
+def test_openvino_tells_its_kernels(job: Job) -> None:
+    pytest.importorskip("openvino")
+    kernels = peers.openvino(job).details["kernels"]
+    assert isinstance(kernels, dict)
+    assert sum(count for name, count in kernels.items() if name.startswith("Convolution ")) == 1
+
+
+@pytest.mark.parametrize("layout_is_known", [True, False])
+def test_xnnpack_is_limited_only_if_its_description_of_the_processor_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout_is_known: bool
+) -> None:
+    has = dict.fromkeys(peers._CPUINFO_FLAGS, False) | dict.fromkeys(["avx", "fma", "avx2", "avx512f"], True)
+    found = [0] * peers._CPUINFO_START + [int(flag) for flag in has.values()]
+    if not layout_is_known:
+        found.insert(0, 0)
+    source = f"char cpuinfo_isa[100]; void cpuinfo_initialize() {{ char found[] = {{{str(found)[1:-1]}}}; "
+    source += "__builtin_memcpy(cpuinfo_isa, found, sizeof found); }"
+    (tmp_path / "lib").mkdir()
+    library = tmp_path / "lib" / "libexecutorch_threadpool.so"
+    subprocess.run([c_compiler(), "-shared", "-fPIC", "-xc", "-o", library, "-"], input=source.encode(), check=True)
+    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: package)
+    monkeypatch.delitem(sys.modules, "executorch.extension.pybindings._C", raising=False)
+    monkeypatch.setattr(peers, "_processor_has", lambda _flags: has)
+    assert peers._limit_xnnpack() == (AVX2 if layout_is_known else UNRESTRICTED)
+    left = (ctypes.c_char * len(found)).in_dll(ctypes.CDLL(str(library)), "cpuinfo_isa").raw
+    # All AVX-512 gone and nothing else touched, or nothing touched at all.
+    assert sum(left) == (3 if layout_is_known else 4)
+
+
+def test_the_processor_has_avx2_where_pytorch_says_so() -> None:
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("not an x86 with AVX2")
+    assert peers._processor_has(["avx2", "no_such_flag"]) == {"avx2": True, "no_such_flag": False}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from benchmarks import models
 from benchmarks.models import default_size, load
 
 
@@ -15,7 +16,18 @@ def outputs(model: nn.Module, *inputs: torch.Tensor) -> list[torch.Tensor]:
         return tree_leaves(model(*inputs))
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2_100", "convnext_atto", "deeplabv3_mobilenet_v3_large"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv2_100",
+        "convnext_atto",
+        "deeplabv3_mobilenet_v3_large",
+        "inception_next_tiny",
+        "edgenext_small",
+        "convformer_s18",
+        "mobileone_s1",
+    ],
+)
 def test_outputs_are_finite_and_depend_on_the_image(name: str) -> None:
     model, (images,) = load(name, 96, batch=2)
     assert not model.training
@@ -70,6 +82,16 @@ def test_layer_scales_let_every_branch_reach_the_output() -> None:
     gammas = [parameter for name, parameter in model.named_parameters() if name.endswith("gamma")]
     assert gammas
     assert min(float(gamma.min()) for gamma in gammas) >= 0.5
+
+
+def test_mobileone_is_merged_and_computes_what_its_branches_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    merged, inputs = load("mobileone_s0", 64, batch=2)
+    monkeypatch.setattr(models, "_REPARAMETRISED", ())
+    branches, _ = load("mobileone_s0", 64)
+    norms = [sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) for model in (merged, branches)]
+    assert norms[0] == 0 < norms[1]
+    assert not merged.training
+    torch.testing.assert_close(outputs(merged, *inputs), outputs(branches, *inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_default_size() -> None:
