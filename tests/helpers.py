@@ -13,7 +13,7 @@ from sepc.passes.manager import PassContext, PassManager
 from sepc.passes.pipeline import PIPELINE
 from sepc.target import Target
 
-COSTED = ("recompute", "fuse")
+COSTED = ("recompute", "fuse", "gather-means")
 
 
 class Function(nn.Module):
@@ -32,7 +32,7 @@ class Function(nn.Module):
 def passes_until(last: str, model: nn.Module, *inputs: torch.Tensor) -> tuple[fx.GraphModule, PassContext]:
     """The graph of `model` after pass `last`, for two threads of an AVX2 machine; verified after every pass.
 
-    Without recompute and fuse, unless one is the last: what they do depends on figures of the cost model, and most
+    Without `COSTED` passes, unless one is the last: what they do depends on figures of the cost model, and most
     tests are about single regions.
     """
     module = capture(model.eval(), inputs).graph_module

@@ -20,7 +20,7 @@ from typing import Final
 
 from benchmarks.cost_model.kernels import declarations
 from sepc.backends.build import compile_objects
-from sepc.backends.regions import LoweredKernel, Scratch
+from sepc.backends.regions import LoweredKernel, Result, Scratch
 from sepc.c_compiler import c_compiler
 from sepc.target import Target
 
@@ -70,7 +70,7 @@ def program_source(kernel: LoweredKernel, input_bytes: tuple[int, ...], result_b
     offsets, end = [], 0
     for argument in kernel.arguments:
         offsets.append(end)
-        if argument is None:
+        if isinstance(argument, Result):
             size = result_bytes
         elif isinstance(argument, int):
             size = input_bytes[argument]

@@ -138,7 +138,7 @@ def outcomes_of(model: str, size: int, batch: int, threads: int, most: int) -> I
     target = Target.parse("native")
     module, inputs = models.load(model, size, batch)
     graph_module = captured(module, inputs)
-    run_passes(graph_module, target, threads, "canonicalize", "plan-layout", without=("fuse",))
+    run_passes(graph_module, target, threads, "canonicalize", "plan-layout", without=("fuse", "gather-means"))
     seen: set[object] = set()
     for nodes in chains_of(graph_module):
         piece = extract_piece(graph_module, nodes)

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from benchmarks.cost_model.regions import FLOAT_BYTES, Region
 from sepc.backends.build import compile_objects, link
-from sepc.backends.regions import FloatArray, LoweredKernel, Scratch, lower, lower_chain
+from sepc.backends.regions import FloatArray, LoweredKernel, Result, Scratch, lower, lower_chain
+from sepc.backends.runtime import aligned_bytes
 from sepc.cost_model.tiling import ChainTiling, Tiling
 from sepc.target import Target
 
 CALLS_PER_TURN: Final = 3
 TOLERANCE: Final = 1e-5
-ALIGNMENT_BYTES: Final = 64
 
 _HARNESS: Final = """
 typedef void (*variant_t)(char* const*, int32_t, int32_t);
@@ -107,7 +107,7 @@ class Bench:
         """The number of the block of each argument; equal constants share one."""
         blocks = []
         for argument in launch.kernel.arguments:
-            if argument is None:
+            if isinstance(argument, Result):
                 blocks.append(launch.result)
             elif isinstance(argument, int):
                 blocks.append(launch.inputs[argument])
@@ -174,10 +174,8 @@ class Bench:
 
 
 def aligned(size_bytes: int) -> NDArray[np.uint8]:
-    """Bytes that start at a cache line, none of them uninitialised."""
-    array = np.zeros(size_bytes + ALIGNMENT_BYTES, np.uint8)
-    skip = -array.ctypes.data % ALIGNMENT_BYTES
-    return array[skip : skip + size_bytes]
+    """Bytes that start at a cache line, as compiled models have them, none of them uninitialised."""
+    return aligned_bytes(size_bytes).numpy()
 
 
 def _floats(size_bytes: int) -> FloatArray:

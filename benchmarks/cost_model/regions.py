@@ -150,7 +150,7 @@ def own_regions(graph_module: fx.GraphModule, kinds: Sequence[str] = ()) -> Iter
             problems,
             choice(node),
             tuple(storage_elements(ops.shape(value), layout(value).strides) for value in values),
-            storage_elements(ops.shape(node), layout(node).strides),
+            storage_elements(ops.shape(region.owners(node)[0]), layout(region.owners(node)[0]).strides),
             tuple(layout(value).base.name for value in values),
         )
 

@@ -18,7 +18,7 @@ from torch import fx
 
 from sepc.backends import generic
 from sepc.backends.build import KernelCall, Pointer
-from sepc.backends.regions import Argument, LoweredKernel, Scratch, lower, lower_chain, lower_concatenation
+from sepc.backends.regions import Argument, LoweredKernel, Result, Scratch, lower, lower_chain, lower_concatenation
 from sepc.backends.stages.vector import Expr
 from sepc.cost_model.tiling import ChainTiling, RowTiling
 from sepc.errors import VerificationError
@@ -226,8 +226,8 @@ class _Assembly:
     # ---- memory
 
     def _argument(self, node: fx.Node, argument: Argument) -> Pointer:
-        if argument is None:
-            return self._pointer(node)
+        if isinstance(argument, Result):
+            return self._pointer(region.owners(node)[argument.position])
         if isinstance(argument, Scratch):
             return Pointer(ARENA, self._scratch(node, argument.bytes_per_thread * self.threads))
         if isinstance(argument, int):

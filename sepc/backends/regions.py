@@ -9,6 +9,7 @@ import numpy as np
 import tvm_ffi
 from numpy.typing import NDArray
 from torch import fx
+from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages import dense, lanewise
 from sepc.backends.stages.chain import ChainStage, RowStage
@@ -17,6 +18,7 @@ from sepc.backends.stages.kernel import Frame, Parameter, build_function
 from sepc.backends.stages.mapping import MappingStage
 from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
+from sepc.backends.stages.row_means import RowMeans
 from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
 from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTiling, Tiling
 from sepc.errors import VerificationError
@@ -44,8 +46,15 @@ class Scratch:
     bytes_per_thread: int
 
 
-# What a kernel's pointer is: a placeholder's index, an array of constants, scratch, or None for the result.
-Argument = int | FloatArray | Scratch | None
+@dataclass(frozen=True)
+class Result:
+    """What a kernel writes: the region's result, or the means of it over each row."""
+
+    position: int = 0
+
+
+# What a kernel's pointer is: a placeholder's index, an array of constants, scratch, or a result.
+Argument = int | FloatArray | Scratch | Result
 
 
 @dataclass(frozen=True)
@@ -73,25 +82,27 @@ class _Arguments:
         self.parameters: list[Parameter] = []
         self.values: list[Argument] = []
 
-    def constant(self, name: str, array: FloatArray) -> str:
-        """Add an array of constants; returns its parameter name."""
-        self.parameters.append(Parameter(name, array.size))
+    def constant(self, kind: str, array: FloatArray) -> str:
+        """Add an array of constants of that kind; returns its parameter name."""
+        self.parameters.append(Parameter(f"{kind}_{len(self.values)}", array.size))
         self.values.append(np.ascontiguousarray(array))
-        return name
+        return self.parameters[-1].name
 
     def tensor(self, node: fx.Node, strides: Strides, extents: Sequence[int]) -> str:
         """Add a tensor that the region reads, an input or a constant; returns its parameter name."""
         if node.op == "get_attr":
-            return self.constant(f"constant_{len(self.values)}", self.array(node).ravel())
+            return self.constant("constant", self.array(node).ravel())
         self.parameters.append(Parameter(f"in_{len(self.values)}", storage_elements(extents, strides)))
         self.values.append(self._index[node])
         return self.parameters[-1].name
 
-    def result(self, elements: int) -> str:
-        """Add the pointer to the region's result; returns its parameter name."""
-        self.parameters.append(Parameter("out", elements))
-        self.values.append(None)
-        return "out"
+    def result(self, extents: Sequence[int], strides: Strides, position: int = 0) -> str:
+        """Add the pointer to a result of the region, if there is one; returns its parameter name, else nothing."""
+        if not strides:
+            return ""
+        self.parameters.append(Parameter(f"out_{position}", storage_elements(extents, strides)))
+        self.values.append(Result(position))
+        return self.parameters[-1].name
 
     def scratch(self, elements_per_thread: int) -> str:
         """Add a pointer to memory of each thread's own, one piece after the other; returns its parameter name."""
@@ -111,12 +122,13 @@ def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) 
     source = _source(problem, arguments)
     make = _stage_maker(problem, tiling, arguments)
     names = _operand_names(problem, arguments)
-    out = arguments.result(storage_elements(_extents(problem), problem.result))
+    out = arguments.result(_extents(problem), problem.result)
+    means = arguments.result(_extents(problem), problem.row_means, 1)
 
     def body(frame: Frame) -> None:
         read = Operand(frame.buffers.get(source), problem.source)
         write = Operand(frame.buffers[out], problem.result)
-        make(frame, read, _sink(problem, frame, names, write)).emit(frame)
+        make(frame, read, _sink(problem, frame, names, write, means)).emit(frame)
 
     return _finish(arguments, body)
 
@@ -128,7 +140,8 @@ def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: Cha
     source = _source(first, arguments)
     makers = [_stage_maker(problem, block, arguments) for problem, block in zip(problems, tiling.links, strict=True)]
     names = [_operand_names(problem, arguments) for problem in problems]
-    out = arguments.result(storage_elements(_extents(last), last.result))
+    out = arguments.result(_extents(last), last.result)
+    means = arguments.result(_extents(last), last.row_means, 1)
     chain = chain_of(problems)
     rings = chain.ring_elements(tiling.step)
     starts = [sum(map(_aligned_elements, rings[:index])) for index in range(len(rings) + 1)]
@@ -144,7 +157,7 @@ def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: Cha
         reads = [Operand(frame.buffers.get(source), first.source), *between]
         writes = [*between, Operand(frame.buffers[out], last.result)]
         stages = [
-            make(frame, read, _sink(problem, frame, own, write))
+            make(frame, read, _sink(problem, frame, own, write, means if problem is last else ""))
             for problem, make, read, write, own in zip(problems, makers, reads, writes, names, strict=True)
         ]
         ChainStage(chain, stages, tiling.rows, tiling.step).emit(frame)
@@ -187,7 +200,7 @@ def lower_concatenation(
             name = arguments.tensor(node, problem.operands[node], _extents(problem))
             pieces.append((problem, name, start * result_strides[cat.dim]))
         start += ops.shape(node)[cat.dim]
-    out = arguments.result(storage_elements(ops.shape(result(region)), result_strides))
+    out = arguments.result(ops.shape(result(region)), result_strides)
 
     def body(frame: Frame) -> None:
         for problem, name, offset in pieces:
@@ -265,9 +278,8 @@ def _convolution_maker(
         packed = lanewise.pack_weights(weight, conv, arguments.lanes)
     else:
         packed = dense.pack_weights(weight, conv, tiling.panel)
-    number = len(arguments.values)
-    name = arguments.constant(f"weight_{number}", packed)
-    bias = "" if accessor.bias is None else arguments.constant(f"bias_{number}", arguments.array(accessor.bias))
+    name = arguments.constant("weight", packed)
+    bias = "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))
 
     def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
@@ -278,10 +290,11 @@ def _convolution_maker(
     return make
 
 
-def _sink(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: Operand) -> _Sink:
-    """What becomes of the results of the problem's stage in a frame."""
+def _sink(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: Operand, means: str) -> _Sink:
+    """What becomes of the results of the problem's stage in a frame; `means`: the parameter for the row means."""
     operands = {node: Operand(frame.buffers[names[node]], strides) for node, strides in problem.operands.items()}
-    return _Sink(problem.anchor, Expression(problem.epilogue, operands), write)
+    sums = RowMeans(Operand(frame.buffers[means], problem.row_means), _extents(problem)[2]) if means else None
+    return _Sink(problem.anchor, Expression(problem.epilogue, operands), write, sums)
 
 
 @dataclass(frozen=True)
@@ -291,11 +304,15 @@ class _Sink:
     anchor: fx.Node | None
     expression: Expression
     write: Operand
+    means: RowMeans | None = None
 
     def finish(self, position: Sequence[Index], value: Expr) -> None:
         """Take a finished vector of the anchor at `position`."""
         values = {self.anchor: value} if self.anchor is not None else {}
-        self.write.store(position, self.expression(values, position, lanes_of(value)))
+        result = T.Bind(self.expression(values, position, lanes_of(value)))
+        self.write.store(position, result)
+        if self.means is not None:
+            self.means.add(position, result)
 
     def compute(self, position: Sequence[Index], lanes: int) -> None:
         """Compute `lanes` elements at `position` from operands alone."""

@@ -7,6 +7,7 @@ several threads may call at once.
 from __future__ import annotations
 
 import ctypes
+import mmap
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ import torch
 from sepc.backends.build import compile_function, compile_objects, entry_source, link
 from sepc.backends.program import HostCall, Program, TensorReference
 from sepc.target import Target
+
+ALIGNMENT_BYTES = 64
+HUGE_PAGE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Executable:
         try:
             arena = arenas.pop()
         except IndexError:
-            arena = _aligned(self.program.arena_bytes)
+            arena = aligned_bytes(self.program.arena_bytes)
         storages = [torch.empty(storage.elements, dtype=storage.dtype) for storage in self.program.storages]
         blocks = [arena, self._constants, *inputs, *storages]
         table = (ctypes.c_void_p * len(blocks))(*[block.data_ptr() for block in blocks])
@@ -80,7 +84,7 @@ class Executable:
     def scratch_blocks(self) -> list[torch.Tensor]:
         """Memory blocks as a call has them, inputs included, with nothing in them but the constants."""
         own = [torch.empty(s.elements, dtype=s.dtype) for s in (*self.program.inputs, *self.program.storages)]
-        return [_aligned(self.program.arena_bytes), self._constants, *own]
+        return [aligned_bytes(self.program.arena_bytes), self._constants, *own]
 
     def source(self, symbol: str, form: str) -> str:
         """The code of kernel `symbol` as "tirx", "llvm" or "asm"."""
@@ -102,7 +106,7 @@ def build(program: Program, target: Target) -> Executable:
         loaded = ctypes.CDLL(str(library))  # The file may go once it is mapped.
     loaded.sepc_run.restype = None
     loaded.sepc_run.argtypes = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
-    constants = _aligned(len(program.constants))
+    constants = aligned_bytes(len(program.constants))
     if program.constants:
         constants.copy_(torch.frombuffer(program.constants, dtype=torch.uint8))
         program.constants = bytearray()  # Kept once, in the aligned copy.
@@ -110,14 +114,18 @@ def build(program: Program, target: Target) -> Executable:
     return Executable(program, target, times, loaded, constants, [])
 
 
-def _aligned(size_bytes: int) -> torch.Tensor:
-    """Uninitialised bytes that start at a multiple of 64.
+def aligned_bytes(size_bytes: int) -> torch.Tensor:
+    """Bytes, all 0, that start at a multiple of 64, in pages of 2 MiB where the system has them.
 
     They outlive the call that asks for them, and must not become inference tensors, which are read-only to later calls.
     """
-    spare = 64
+    # Measured on Zen 5, MobileNetV2 at batch 16 without chains: 92 ms in pages of 4 KiB, 69 ms in these.
+    spare = HUGE_PAGE_BYTES if size_bytes >= HUGE_PAGE_BYTES else ALIGNMENT_BYTES
+    memory = mmap.mmap(-1, size_bytes + spare)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
     with torch.inference_mode(mode=False):
-        tensor = torch.empty(size_bytes + spare, dtype=torch.uint8)
+        tensor = torch.frombuffer(memory, dtype=torch.uint8)
     skip = -tensor.data_ptr() % spare
     return tensor[skip : skip + size_bytes] if size_bytes else tensor[skip:]
 

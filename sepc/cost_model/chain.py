@@ -19,7 +19,15 @@ from sepc.cost_model.latency import TASK_CYCLES, Cost, compute_cycles, time_of
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks
 from sepc.cost_model.tiling import ChainTiling, StageTiling
-from sepc.cost_model.traffic import FP32_BYTES, Footprint, Nest, missing_part, nest_of, streamed_footprint
+from sepc.cost_model.traffic import (
+    FP32_BYTES,
+    UNFORESEEN_STRIPS,
+    Footprint,
+    Nest,
+    missing_part,
+    nest_of,
+    streamed_footprint,
+)
 from sepc.ir.stage import Chain, Map, Normalization, Stage, ceil_div
 
 Objective = Literal["time", "memory"]
@@ -163,7 +171,7 @@ def _into_cache(turn: _Turn, turns: int, external: Footprint, capacity: float, f
     """Bytes that one thread moves into (or through) a cache of `capacity` bytes in `turns` turns."""
     if external.total + turn.rings_bytes <= capacity:
         return Footprint(0.0, 0.0, 0.0)
-    activations = weights = results = strips = 0.0
+    activations = weights = results = read_strips = written_strips = 0.0
     rings_missing = missing_part(turn.touched / capacity)
     before = math.inf
     for index, (piece, reused) in enumerate(zip(turn.pieces, turn.reused, strict=True)):
@@ -181,13 +189,19 @@ def _into_cache(turn: _Turn, turns: int, external: Footprint, capacity: float, f
             results += max(moved.results, rings_missing * touched.results)
         else:
             results += max(0.0, moved.results - touched.results)
-        strips += moved.strips
+        read_strips += moved.read_strips
+        written_strips += moved.written_strips
         before = touched.total
+    # As for single stages: the order of the chain's own input and results may be one that nobody foresees.
+    first, last = turn.pieces[0].footprints[-1], turn.pieces[-1].footprints[-1]
+    unforeseen_reads = UNFORESEEN_STRIPS * external.activations if first.read_strips else 0.0
+    unforeseen_writes = UNFORESEEN_STRIPS * external.results if last.read_strips else 0.0
     return Footprint(
         external.activations + turns * activations,
         turns * weights,
         external.results + turns * results,
-        strips=turns * strips,
+        read_strips=max(turns * read_strips, unforeseen_reads),
+        written_strips=max(turns * written_strips, unforeseen_writes),
     )
 
 

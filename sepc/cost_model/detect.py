@@ -117,7 +117,7 @@ def describe_host(cpu: HostCpu, root: Path = Path("/")) -> Machine:
     machine = Machine.load(cpu.machine_name)
     cores, threads_per_core = count_cores(root)
     caches = read_caches(root, threads_per_core)
-    levels = tuple(_as_detected(level, caches, cores) for level in machine.levels)
+    levels = tuple(_as_detected(level, caches, cores, cpu.is_virtual) for level in machine.levels)
     if [level.size_bytes for level in levels[:-1]] != sorted(level.size_bytes for level in levels[:-1]):
         levels = machine.levels  # the system reports nonsense, as some hypervisors do
     machine = replace(machine, name="native", cores=cores, levels=levels)
@@ -193,13 +193,22 @@ def count_in_list(text: str) -> int:
     return count
 
 
-def _as_detected(level: MemoryLevel, caches: Mapping[str, tuple[int, int, int]], cores: int) -> MemoryLevel:
-    """The level with the system's size and sharing. What the sharers get together keeps its ratio to what one gets."""
+def _as_detected(
+    level: MemoryLevel, caches: Mapping[str, tuple[int, int, int]], cores: int, is_virtual: bool
+) -> MemoryLevel:
+    """The level with the system's size and sharing. What the sharers get together keeps its ratio to what one gets.
+
+    A virtual machine with some of the cores that share a cache has neighbours in it: it is taken to hold what lies
+    halfway between its share and all. Measured with 2 of 8 cores of Zen 5, copying 16 MiB of 32: 78 GB/s, 24 MiB: 64,
+    32 MiB: 39 (as DRAM); and what was left alone for 5 ms was read at 50 to 69 GB/s.
+    """
     if level.name not in caches:
         return replace(level, shared_by_cores=min(level.shared_by_cores, cores))
     size_bytes, line_bytes, sharing = caches[level.name]
     shared_by_cores = min(sharing, cores)
     total = level.total_bandwidth_bytes_per_cycle * shared_by_cores / level.shared_by_cores
+    if is_virtual and shared_by_cores < level.shared_by_cores:
+        size_bytes = round(size_bytes * (1 + shared_by_cores / level.shared_by_cores) / 2)
     return replace(
         level,
         size_bytes=size_bytes,

@@ -48,14 +48,6 @@ UNHIDDEN_SHARE: Final = 0.2
 """Part of the shorter of the times for bytes and arithmetic that the longer does not hide (fits: dense 0.08,
 lanewise 0.36, the latter while others used the shared cache)."""
 
-STRIP_WASTE: Final = 2.0
-"""Time that bytes from beyond the second level take, relative to whole pixels', where only some channels are read.
-
-Measured on 3×3 depthwise, 56×56 with 144 and 160 channels: tasks of 56 rows, whose pixels leave the second level before
-their other channels are read, took 1.4 to 1.5 times as long as tasks of 14 rows, whose pixels stay; strips of 64 and of
-128 bytes alike. That prefetched neighbours are thrown out unused is the presumed cause, not a measured one.
-"""
-
 # Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
 SPILL_FACTOR: Final = 2.3
 """How much slower a block runs whose registers do not suffice (960→320 on 49 pixels: 9×3 vectors 2.3, 6×4 2.5)."""
@@ -143,11 +135,10 @@ def time_of(
     """
     times = {"compute": cycles}
     for level, footprint in zip(machine.levels[1:], fetched, strict=True):
-        reads = level.combined_bandwidth_bytes_per_cycle(threads) / threads
-        writes = level.combined_write_bandwidth_bytes_per_cycle(threads) / threads
-        strips = 0.0 if level is machine.levels[1] else (STRIP_WASTE - 1) * footprint.strips
-        read_bytes = footprint.activations + footprint.weights + strips
-        times[level.name] = read_bytes / reads + footprint.results / writes
+        streamed = max(0.0, footprint.activations - footprint.read_strips) + footprint.weights
+        reads = level.read_cycles(streamed, footprint.read_strips, threads)
+        written = max(0.0, footprint.results - footprint.written_strips)
+        times[level.name] = reads + level.write_cycles(written, footprint.written_strips, threads)
     bottleneck = max(times, key=lambda name: times[name])
     longest = times[bottleneck]
     total = longest + UNHIDDEN_SHARE * (sum(times.values()) - longest)

@@ -25,7 +25,7 @@ from sepc.ir.problem import (
     spread_strides,
     unpadded,
 )
-from sepc.ir.region import computations, result
+from sepc.ir.region import computations, returned, row_means
 from sepc.ir.stage import Chain, Convolution, Map, Normalization, Pooling, Stage
 
 RANK: Final = 4
@@ -54,14 +54,14 @@ def links_of(region: fx.GraphModule) -> list[tuple[fx.Node | None, tuple[fx.Node
     for node in computations(region):
         if is_anchor(node):
             links.append((node, ()))
-        elif not ops.Pad.matches(node):
+        elif not ops.Pad.matches(node) and node is not row_means(region):
             anchor, epilogue = links.pop() if links else (None, ())
             links.append((anchor, (*epilogue, node)))
     return links
 
 
 def analyse_chain(
-    region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_strides: Strides
+    region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_strides: Strides
 ) -> tuple[Problem, ...]:
     """The loop nests of a region that is a chain, one per link, over (batch, row, column, channel).
 
@@ -77,9 +77,13 @@ def analyse_chain(
         extents, stage = _space(anchor, epilogue, axes)
         operands = operand_strides(epilogue, {} if anchor is None else {anchor: axes}, axes, RANK, strides)
         written: Strides = (0, extents[2] * extents[3], extents[3], 1)
+        results = [written]
         if following is None:
-            written = spread_strides(ends, result_strides, ops.shape(result(region)), RANK)
-        problem = Problem(stage, anchor, None, epilogue, (), operands, written)
+            results = [
+                spread_strides(ends, own, ops.shape(node), RANK)
+                for node, own in zip(returned(region), result_strides, strict=True)
+            ]
+        problem = Problem(stage, anchor, None, epilogue, (), operands, *results)
         if anchor is not None:
             tensor = unpadded(anchor.all_input_nodes[0])
             source = problems[-1].result if problems else spread_strides(axes, strides[tensor], ops.shape(tensor), RANK)
@@ -95,11 +99,15 @@ def chain_of(problems: Sequence[Problem]) -> Chain:
     return Chain(tuple(problem.stage for problem in problems))
 
 
+def result_axes(region: fx.GraphModule) -> Axes:
+    """Which of (batch, row, column, channel) each dimension of the result of a region with an anchor runs along."""
+    anchor, epilogue = links_of(region)[-1]
+    return _axes(anchor, epilogue, None)[1]
+
+
 def chain_order(region: fx.GraphModule) -> tuple[int, ...]:
     """In which order, outermost first, the dimensions of a chain's result lie in memory: channels innermost."""
-    anchor, epilogue = links_of(region)[-1]
-    _, ends = _axes(anchor, epilogue, None)
-    return tuple(sorted(range(RANK), key=ends.__getitem__))
+    return tuple(sorted(range(RANK), key=result_axes(region).__getitem__))
 
 
 def fits(region: fx.GraphModule, permutes: Sequence[fx.Node], anchor: fx.Node) -> bool:

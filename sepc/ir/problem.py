@@ -16,10 +16,12 @@ from torch import fx
 
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
-from sepc.ir.region import computations, result
+from sepc.ir.region import computations, result, returned, row_means
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
 
 Strides = tuple[int, ...]
+ROW_MEANS_COST = 2
+"""Vector instructions per vector of results that adding to the means over its row takes."""
 
 
 class UnsupportedRegionError(Exception):
@@ -38,6 +40,7 @@ class Problem:
         source: strides of the anchor's input over (batch, row, column, channel); empty without anchor.
         operands: strides over the iteration space of every other tensor that the region reads elementwise.
         result: strides of the region's result over the iteration space.
+        row_means: strides over it of the means of the result over each row; empty where there are none.
     """
 
     stage: Stage
@@ -47,11 +50,12 @@ class Problem:
     source: Strides
     operands: Mapping[fx.Node, Strides]
     result: Strides
+    row_means: Strides = ()
 
     @property
     def epilogue_cost(self) -> int:
         """Vector instructions per vector of results that the epilogue takes."""
-        return sum(map(instructions, self.epilogue))
+        return sum(map(instructions, self.epilogue)) + (ROW_MEANS_COST if self.row_means else 0)
 
 
 def contiguous_strides(shape: Sequence[int], order: Sequence[int] | None = None) -> Strides:
@@ -74,8 +78,8 @@ def channel_axes(rank: int) -> tuple[int, ...]:
     return {3: (0, 3, 2), 4: (0, 3, 1, 2)}[rank]
 
 
-def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_strides: Strides) -> Problem:
-    """The loop nest of `region`, given the strides of its placeholders (by node) and of its result.
+def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_strides: Strides) -> Problem:
+    """The loop nest of `region`, given the strides of its placeholders (by node), of its result and of its row means.
 
     Raises UnsupportedRegionError with the reason where no stage covers it.
     """
@@ -85,10 +89,13 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], result_s
     all_axes = {anchor: axes} if anchor is not None else {}
     operands = operand_strides(epilogue, all_axes, axes, len(extents), strides)
     final_axes = all_axes.get(result(region), axes)
-    result_in_space = spread_strides(final_axes, result_strides, ops.shape(result(region)), len(extents))
+    written = [
+        spread_strides(final_axes, own, ops.shape(node), len(extents))
+        for node, own in zip(returned(region), result_strides, strict=True)
+    ]
     tensor = None if anchor is None else unpadded(anchor.all_input_nodes[0])
     source = () if tensor is None else _source(anchor, tensor, stage, strides)
-    problem = Problem(stage, anchor, tensor, epilogue, source, operands, result_in_space)
+    problem = Problem(stage, anchor, tensor, epilogue, source, operands, *written)
     return _merge(problem, extents)
 
 
@@ -97,7 +104,7 @@ def anchor_of(region: fx.GraphModule) -> tuple[fx.Node, tuple[fx.Node, ...]]:
 
     These are the ones after it, and it too if it is elementwise itself.
     """
-    nodes = [node for node in computations(region) if not ops.Pad.matches(node)]
+    nodes = [node for node in computations(region) if not ops.Pad.matches(node) and node is not row_means(region)]
     return nodes[0], tuple(nodes if nodes[0].target in OPERATIONS else nodes[1:])
 
 

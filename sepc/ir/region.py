@@ -105,12 +105,33 @@ def computations(region: fx.GraphModule) -> list[fx.Node]:
     return [node for node in region.graph.nodes if node.op == "call_function"]
 
 
-def result(region: fx.GraphModule) -> fx.Node:
-    """The node that a region's graph returns."""
+def returned(region: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that a region's graph returns: its result, and the means of that over each row if it has two."""
     (value,) = region.graph.output_node().args
-    if not isinstance(value, fx.Node):
-        raise VerificationError("A region returns one node", where=str(value))
-    return value
+    if isinstance(value, fx.Node):
+        return [value]
+    nodes = [one for one in value if isinstance(one, fx.Node)] if isinstance(value, tuple) else []
+    if len(nodes) != 2:
+        raise VerificationError("A region returns one node, or two", where=str(value))
+    return nodes
+
+
+def result(region: fx.GraphModule) -> fx.Node:
+    """The node that a region's graph returns; of two, the value whose means over each row are the other."""
+    return returned(region)[0]
+
+
+def row_means(region: fx.GraphModule) -> fx.Node | None:
+    """The node that is the means of the result of `region` over each row, if it returns them too."""
+    values = returned(region)
+    return values[1] if len(values) > 1 else None
+
+
+def owners(node: fx.Node) -> list[fx.Node]:
+    """The nodes that stand for what the region `node` returns: itself, or those that take its results apart."""
+    if isinstance(node.meta["val"], torch.Tensor):
+        return [node]
+    return [user for _, user in sorted(elements(node), key=lambda element: element[0])]
 
 
 def extract(

@@ -122,8 +122,9 @@ def _verify_region(graph_module: fx.GraphModule, node: fx.Node) -> None:
             node, f"{node.target!r} is {type(region).__name__}, not a GraphModule", "regions are GraphModules"
         )
     (result,) = region.graph.output_node().args
-    if not isinstance(result, fx.Node):
-        raise _breach(node, f"region {node.target!r} must return one tensor, and returns {result}")
+    if not isinstance(result, fx.Node) and not (isinstance(result, tuple) and len(result) == 2):
+        why = f"region {node.target!r} must return one tensor, or one and its row means, and returns {result}"
+        raise _breach(node, why)
     verify(region, is_region=True)
 
 

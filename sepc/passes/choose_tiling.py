@@ -68,13 +68,17 @@ def choice(node: fx.Node) -> Choice:
 def region_problem(node: fx.Node, graph: fx.GraphModule) -> Problem:
     """The loop nest of the region that `node` calls, with the strides planned for its tensors."""
     given = [layout(value).strides for value in region.inputs(node)]
-    return analyse(graph, dict(zip(region.placeholders(graph), given, strict=True)), layout(node).strides)
+    return analyse(graph, dict(zip(region.placeholders(graph), given, strict=True)), *_result_strides(node))
 
 
 def chain_problems(node: fx.Node, graph: fx.GraphModule) -> tuple[Problem, ...]:
     """The loop nests of the chain that `node` calls, with the strides planned for its tensors."""
     given = [layout(value).strides for value in region.inputs(node)]
-    return analyse_chain(graph, dict(zip(region.placeholders(graph), given, strict=True)), layout(node).strides)
+    return analyse_chain(graph, dict(zip(region.placeholders(graph), given, strict=True)), *_result_strides(node))
+
+
+def _result_strides(node: fx.Node) -> list[tuple[int, ...]]:
+    return [layout(owner).strides for owner in region.owners(node)]
 
 
 def _operand_bytes(problem: Problem) -> int:

@@ -9,6 +9,7 @@ from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.choose_tiling import ChooseTiling
 from sepc.passes.fold_batch_norm import FoldBatchNorm
 from sepc.passes.fuse import Fuse
+from sepc.passes.gather_means import GatherMeans
 from sepc.passes.group import Group
 from sepc.passes.place_concatenations import PlaceConcatenations
 from sepc.passes.plan_layout import PlanLayout
@@ -30,6 +31,8 @@ PIPELINE: tuple[Pass, ...] = (
     Recompute(),
     # Needs the regions. Before layouts are planned, as values inside a region have none.
     Fuse(),
+    # Needs the chains: what ends in one can gather means, but what has two results could not be in the middle of one.
+    GatherMeans(),
     # Needs the regions: what a region reads and writes decides the layouts, and copies become regions of their own.
     PlanLayout(),
     # Needs the layouts, and has to come before anything looks at the strides of a single kernel.
@@ -52,6 +55,7 @@ PASSES: dict[str, type[Pass]] = {
     "group": Group,
     "recompute": Recompute,
     "fuse": Fuse,
+    "gather-means": GatherMeans,
     "plan-layout": PlanLayout,
     "place-concatenations": PlaceConcatenations,
     "choose-tiling": ChooseTiling,

@@ -17,6 +17,7 @@ of the graph has the strides that PyTorch would give it, and is not a constant, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,8 +54,8 @@ class PlanLayout:
                 _plan_view(node, copies)
             elif node.op in ("placeholder", "get_attr"):
                 node.meta["sepc_layout"] = Layout(ops.strides(node), 0, node)
-            elif isinstance(node.meta["val"], torch.Tensor):  # one of several results of a region run by PyTorch
-                node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node)), 0, node)
+            elif isinstance(node.meta["val"], torch.Tensor):  # one of several results of a region
+                node.meta["sepc_layout"] = _result_layout(node, _result_order(graph_module, node.all_input_nodes[0]))
         if copies.count:
             context.note(self.name, graph_module.graph.output_node(), f"{copies.count} copies inserted")
         return True
@@ -99,15 +100,25 @@ def _plan_region(node: fx.Node, copies: _Copies) -> None:
         return
     if _reads_channel_vectors(graph):
         _require_channel_vectors(node, graph, copies)
+    if isinstance(node.meta["val"], torch.Tensor):
+        node.meta["sepc_layout"] = _result_layout(node, _result_order(copies.graph_module, node))
+
+
+def _result_layout(node: fx.Node, order: Sequence[int] | None) -> Layout:
+    return Layout(contiguous_strides(ops.shape(node), order), 0, node)
+
+
+def _result_order(graph_module: fx.GraphModule, node: fx.Node) -> tuple[int, ...] | None:
+    """The order in memory in which the region `node` writes its results' dimensions; None: as they come."""
+    graph, kind = region.submodule(graph_module, node), region.info(node)
+    if kind.kernel != "sepc":
+        return None
     given = [layout(value).strides for value in region.inputs(node)]
-    strides = dict(zip(region.placeholders(graph), given, strict=True))
     if kind.kind == "chain":
-        order = chain_order(graph)
-    elif kind.kind == "concatenation":
-        order = _concatenation_order(graph, given)
-    else:
-        order = result_order(graph, strides)
-    node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node), order), 0, node)
+        return chain_order(graph)
+    if kind.kind == "concatenation":
+        return _concatenation_order(graph, given)
+    return result_order(graph, dict(zip(region.placeholders(graph), given, strict=True)))
 
 
 def _plan_foreign_region(node: fx.Node, copies: _Copies) -> None:
@@ -115,7 +126,7 @@ def _plan_foreign_region(node: fx.Node, copies: _Copies) -> None:
     for index, value in enumerate(region.inputs(node)):
         _require(node, index, contiguous_strides(ops.shape(value)), copies)
     if isinstance(node.meta["val"], torch.Tensor):
-        node.meta["sepc_layout"] = Layout(contiguous_strides(ops.shape(node)), 0, node)
+        node.meta["sepc_layout"] = _result_layout(node, None)
 
 
 def _require_channel_vectors(node: fx.Node, graph: fx.GraphModule, copies: _Copies) -> None:

@@ -16,6 +16,7 @@ plan changes no node; it is what the runtime and the reports read.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -88,8 +89,10 @@ def plan_memory(graph_module: fx.GraphModule) -> MemoryPlan:
         if "sepc_layout" in node.meta:
             base = layout(node).base
             uses = [position[user] for user in node.users]
-            # Parts of a concatenation are written before the node that owns their storage.
-            first_write.setdefault(base, position[node])
+            # Parts of a concatenation are written before the node that owns their storage; several results of a region
+            # when it runs.
+            written = node.all_input_nodes[0] if node.target is operator.getitem else node
+            first_write.setdefault(base, position[written])
             last_use[base] = max([last_use.get(base, position[node]), *uses])
     storages = [
         _Storage(node, storage_bytes(node), first_write[node], last_use[node])

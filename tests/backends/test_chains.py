@@ -117,6 +117,13 @@ def check(model: nn.Module, x: torch.Tensor, chains: int) -> None:
     assert [region.kind for region in compiled.regions].count("chain") == chains
 
 
+def lively(norm: nn.LayerNorm) -> nn.LayerNorm:
+    """`norm` with gains and shifts drawn at random."""
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
 def pointwise(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1)
 
@@ -184,6 +191,13 @@ def depthwise(
         ),
         ("ConvNeXt", lambda: ConvNextBlock(20), (2, 20, 9, 11)),
         ("MetaFormer", lambda: MetaFormerBlock(24), (1, 24, 9, 11)),
+        (
+            "two normalisations, each with its own gains",
+            lambda: OverLastDimension(
+                nn.Sequential(lively(nn.LayerNorm(8)), nn.Linear(8, 20), lively(nn.LayerNorm(20)))
+            ),
+            (1, 8, 9, 11),
+        ),
         ("squeeze and excite", lambda: Excited(20), (2, 20, 9, 11)),
         ("two pointwise", lambda: nn.Sequential(pointwise(16, 40), nn.GELU(), pointwise(40, 9)), (1, 16, 9, 7)),
         (

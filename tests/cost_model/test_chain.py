@@ -9,11 +9,11 @@ import random
 
 import pytest
 
-from sepc.cost_model.chain import LEAST_STEPS, STEPS, choose_chain, predict_chain
+from sepc.cost_model.chain import LEAST_STEPS, STEPS, choose_chain, predict_chain, stage_blocks
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import choose
 from sepc.cost_model.tiling import ChainTiling
-from sepc.ir.stage import Chain, Convolution
+from sepc.ir.stage import Chain, Convolution, Map, Stage
 
 ZEN5 = Machine.load("znver5")
 
@@ -213,3 +213,63 @@ def test_a_chain_whose_weights_do_not_stay_reads_them_every_turn() -> None:
     weights = 4 * (2 * 96 * 384)
     assert behind[0] > 13 * weights  # one turn per row
     assert behind[0] > 1.4 * behind[1]
+
+
+# ---- closed forms
+
+
+def moved(first: Stage, second: Stage, rows: int, step: int, cache_bytes: int) -> float:
+    """Bytes of a chain of two through a cache of that size, on one thread."""
+    blocks = tuple(stage_blocks(link, ZEN5)[0] for link in (first, second))
+    chain, tiling = Chain((first, second)), ChainTiling(blocks, rows, step)
+    levels = (ZEN5.levels[0], dataclasses.replace(ZEN5.levels[1], size_bytes=cache_bytes), ZEN5.dram)
+    cost = predict_chain(chain, tiling, dataclasses.replace(ZEN5, levels=levels), 1, (0, 0))
+    return cost.bytes_per_level[-1][1]
+
+
+POINT = Convolution(1, 64, 64, 64, 64, 24, 96)
+DEPTH = Convolution(1, 64, 64, 64, 64, 96, 96, 96, (3, 3), (1, 1), (1, 1))
+BACK = Convolution(1, 64, 64, 64, 64, 96, 24)
+NARROW = Convolution(1, 64, 64, 64, 64, 24, 24, 24, (3, 3), (1, 1), (1, 1))
+HELD = 1 << 18  # holds a window and the weights, but not the images
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "in_channels", "out_channels"),
+    [
+        pytest.param(POINT, DEPTH, 24, 96, id="pointwise, depthwise"),
+        pytest.param(NARROW, POINT, 24, 96, id="depthwise, pointwise"),
+        pytest.param(POINT, BACK, 24, 24, id="pointwise, pointwise"),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_a_pair_whose_window_fits_moves_its_input_and_output_once(
+    first: Convolution, second: Convolution, in_channels: int, out_channels: int, parts: int
+) -> None:
+    """Input + output: with tasks that follow each other on one thread, halos and weights are still there."""
+    expected = 4 * 64 * 64 * (in_channels + out_channels)
+    assert moved(first, second, 64 // parts, 1, HELD) == pytest.approx(expected)
+
+
+def test_threads_read_the_halo_between_their_tasks_twice() -> None:
+    """Two threads, each with half of the rows: (k − 1) / 2 rows of the input beyond its own."""
+    blocks = tuple(stage_blocks(link, ZEN5)[0] for link in (NARROW, POINT))
+    tiling = ChainTiling(blocks, 32, 1)
+    levels = (ZEN5.levels[0], dataclasses.replace(ZEN5.levels[1], size_bytes=HELD), ZEN5.dram)
+    cost = predict_chain(Chain((NARROW, POINT)), tiling, dataclasses.replace(ZEN5, levels=levels), 2, (0, 0))
+    own_rows = 32 + 2  # the window of 32 rows; at the image's border one of them is padding, which is not told apart
+    expected = 2 * 4 * (own_rows * 64 * 24 + 32 * 64 * 96)
+    assert cost.bytes_per_level[-1][1] == pytest.approx(expected)
+
+
+def test_a_scratch_row_that_does_not_fit_is_written_and_read_again_for_each_row() -> None:
+    """Pointwise, pointwise, through a cache smaller than one row of the value between: it passes twice."""
+    row = 4 * 64 * 96
+    everything = 4 * 64 * 64 * (24 + 24)
+    assert moved(POINT, BACK, 64, 1, row // 2) >= everything + 2 * 64 * row * 0.9
+    assert moved(POINT, BACK, 64, 1, HELD) == pytest.approx(everything)
+
+
+def test_a_scale_in_front_reads_only_its_operands() -> None:
+    scale = Map((1, 64, 64, 96))
+    assert moved(scale, BACK, 64, 1, HELD) == pytest.approx(4 * 64 * 64 * 24)

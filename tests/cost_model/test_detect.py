@@ -118,12 +118,18 @@ def test_sizes_and_cores_are_the_hosts_and_the_rest_is_the_descriptions(tmp_path
     machine, known = describe(tmp_path), Machine.load("znver5")
     assert machine.name == "native"
     assert machine.cores == 2
-    assert [level.size_bytes for level in machine.levels] == [48 * 2**10, 2 * 2**20, 16 * 2**20, 0]
+    # Two cores of eight, with neighbours: the last cache counts for halfway between a quarter and all of its 16 MiB.
+    assert [level.size_bytes for level in machine.levels] == [48 * 2**10, 2 * 2**20, 10 * 2**20, 0]
     assert [level.shared_by_cores for level in machine.levels] == [1, 1, 2, 2]
     assert machine.fma_per_cycle == known.fma_per_cycle
     assert machine.last_cache.bandwidth_bytes_per_cycle == known.last_cache.bandwidth_bytes_per_cycle
     assert machine.last_cache.total_bandwidth_bytes_per_cycle == pytest.approx(190 * 2 / 8)
     assert machine.dram == known.dram.__class__(**(vars(known.dram) | {"shared_by_cores": 2}))
+
+
+def test_without_neighbours_the_last_cache_is_the_hosts_own(tmp_path: Path) -> None:
+    write_host(tmp_path, flags=V4)
+    assert describe(tmp_path).last_cache.size_bytes == 16 * 2**20
 
 
 def test_a_virtual_machines_reported_clock_is_not_believed(tmp_path: Path) -> None:

@@ -176,3 +176,13 @@ def test_importing_needs_neither_tvm_nor_torch() -> None:
     )
     package = MACHINES_DIRECTORY.parent.parent
     subprocess.run([sys.executable, "-c", program, str(package)], check=True)
+
+
+def test_strips_are_slower_behind_the_second_level_and_cores_together_no_faster_than_in_order() -> None:
+    for name in Machine.known():
+        for index, level in enumerate(Machine.load(name).levels):
+            in_order, strips = level.read_cycles(1e6, 0, 1), level.read_cycles(0, 1e6, 1)
+            assert strips == in_order if index < 2 else strips > in_order
+            assert level.write_cycles(0, 1e6, 1) >= level.write_cycles(1e6, 0, 1)
+            assert level.read_cycles(0, 1e6, 8) >= level.read_cycles(1e6, 0, 8)
+    assert Machine.load("znver5").dram.strip_bandwidth_bytes_per_cycle == pytest.approx(11 / 4)

@@ -8,8 +8,15 @@ import math
 import pytest
 
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
-from sepc.cost_model.traffic import nest_of, run_bytes, set_share, streamed_footprint, task_counts
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling
+from sepc.cost_model.traffic import (
+    UNFORESEEN_STRIPS,
+    nest_of,
+    run_bytes,
+    set_share,
+    streamed_footprint,
+    task_counts,
+)
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div
 
 LANES = 16
 POINTWISE = Convolution(1, 1, 120, 1, 120, 64, 96)
@@ -66,8 +73,9 @@ def test_strips_are_told_apart() -> None:
     nest = nest_of(DEPTHWISE, LaneTiling(8, 1, 32, 3), LANES, 1)
     strip = 2 * 32 * 32 * 16 * 4 + 9 * 16 * 4
     fetched = nest.into_cache(strip)
-    assert fetched.strips == fetched.activations > 0
-    assert nest_of(DEPTHWISE, LaneTiling(8, 3, 32, 1), LANES, 1).into_cache(strip).strips == 0
+    assert fetched.read_strips == fetched.activations > 0
+    assert fetched.written_strips == fetched.results > 0
+    assert nest_of(DEPTHWISE, LaneTiling(8, 3, 32, 1), LANES, 1).into_cache(strip).read_strips == 0
 
 
 @pytest.mark.parametrize("channels", [1, 8, 16, 24, 40, 48, 95, 96])
@@ -121,3 +129,15 @@ def test_compulsory_bytes() -> None:
 def test_wrong_pairs_are_refused() -> None:
     with pytest.raises(TypeError, match="Convolution cannot be tiled by RowTiling"):
         task_counts(POINTWISE, RowTiling(1), LANES)
+
+
+def test_strips_count_in_part_where_pixels_stay_until_whole_and_fully_where_they_do_not() -> None:
+    tiling = LaneTiling(8, 1, DEPTHWISE.out_height, ceil_div(DEPTHWISE.out_channels, LANES))
+    nest = nest_of(DEPTHWISE, tiling, LANES, 1)
+    assert nest.footprints[-1].read_strips > 0
+    everything = nest.footprints[0].total
+    held, lost = nest.into_cache(0.99 * everything), nest.into_cache(0.2 * everything)
+    assert held.read_strips == pytest.approx(UNFORESEEN_STRIPS * held.activations)
+    assert lost.read_strips == lost.activations
+    dense = nest_of(POINTWISE, DenseTiling(4, (LANES,), 1, 1000, 1000), LANES, 1).into_cache(1e5)
+    assert dense.read_strips == 0

@@ -75,5 +75,6 @@ def test_what_is_no_region_is_said_so() -> None:
         region.info(node)
     with pytest.raises(VerificationError, match="has no graph"):
         region.submodule(module, node)
-    with pytest.raises(VerificationError, match="returns one node"):
+    module.graph.output_node().args = ((node, node, node),)
+    with pytest.raises(VerificationError, match="returns one node, or two"):
         region.result(module)

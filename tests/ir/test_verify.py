@@ -115,11 +115,11 @@ def test_a_region_that_is_no_graph() -> None:
     breach(module, "is ReLU, not a GraphModule")
 
 
-def test_a_region_with_two_outputs() -> None:
+def test_a_region_with_three_outputs() -> None:
     module = with_region()
     region = module.region_0_relu
     (first,) = region.graph.output_node().args
-    region.graph.output_node().args = ((first, first),)
+    region.graph.output_node().args = ((first, first, first),)
     breach(module, "must return one tensor")
 
 

@@ -70,6 +70,11 @@ class Operand:
             return broadcast(self.buffer[index], lanes)
         return self.buffer[ramp(index, lanes, stride)]
 
+    def prefetch(self, position: Sequence[Index], elements: int) -> None:
+        """Have `elements` neighbours along the last iteration dimension, from `position` on, fetched."""
+        for element in range(0, elements, LINE_FLOATS):
+            prefetch(self.buffer, self.at(position) + element)
+
     def store(self, position: Sequence[Index], value: Expr, axis: int = -1) -> None:
         """Write the lanes of `value` along iteration dimension `axis`, starting at `position`."""
         T.buffer_store(self.buffer, value, [ramp(self.at(position), lanes_of(value), self.strides[axis])])
@@ -80,6 +85,9 @@ class Ring(Operand):
     """A buffer over (batch, row, column, channel) that keeps the last `rows` rows of one image."""
 
     rows: int = 1
+
+    def prefetch(self, position: Sequence[Index], elements: int) -> None:
+        """Nothing: its rows are in the caches."""
 
     def at(self, position: Sequence[Index]) -> Index:
         """Flat element index of `position`: rows wrap around, the image does not matter."""
