@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import fx, nn
 
-from sepc.cost_model.chain import STEPS, predict_chain, stage_blocks
+from sepc.cost_model.chain import predict_chain, stage_blocks, window_steps
 from sepc.cost_model.latency import Cost, compute_cycles, predict
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, candidates
@@ -108,7 +108,7 @@ class Region:
         for index, own in enumerate(blocks):
             choices += [(*choices[0][:index], other, *choices[0][index + 1 :]) for other in own[1:]]
         rows = sorted({max(1, height // parts) for parts in (1, 2, 3, 4, 6, 8)})
-        return [ChainTiling(links, row, step) for links in choices for row in rows for step in STEPS if step <= row]
+        return [ChainTiling(links, row, step) for links in choices for row in rows for step in window_steps(row)]
 
 
 def captured(module: nn.Module, inputs: Sequence[torch.Tensor]) -> fx.GraphModule:

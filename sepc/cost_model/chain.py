@@ -4,7 +4,7 @@ One turn of the window makes `step` rows of the result: a piece of each link, on
 ring buffers, weights and output rows of a turn fit a cache together, only the chain's input, weights and result pass
 into it, once. If not, each link's piece moves what it would by itself, every turn, and what it finds at its start is
 what the piece before it left: the rows of its input that this one has just written, if both fit the cache together. A
-piece goes row by row (`emit_row` of the stages), so weights that do not fit are read for each row anew. No formula is
+piece is a small stage of its own, whose weights serve all of its rows (`emit_rows` of the stages). No formula is
 specific to a kind of link.
 """
 
@@ -54,13 +54,17 @@ def choose_chain(
     height = chain.links[-1].out_height
     counts = sorted({1, *(threads * factor for factor in (1, 2, 3, 4))})
     rows = sorted({ceil_div(height, count) for count in counts if count <= height}, reverse=True)
-    steps = LEAST_STEPS if objective == "memory" else STEPS
-    tilings = [ChainTiling(blocks, row, step) for row in rows for step in steps if step <= row]
+    tilings = [ChainTiling(blocks, row, step) for row in rows for step in window_steps(row, objective)]
     choices = [
         Choice(tiling, predict_chain(chain, tiling, machine, threads, epilogue_costs, operand_bytes))
         for tiling in tilings
     ]
     return min(choices, key=lambda choice: choice.cost.time_us)
+
+
+def window_steps(rows: int, objective: Objective = "time") -> list[int]:
+    """How many rows a turn may make of a task's `rows`: few, or all of them, whose weights are then read once."""
+    return sorted({step for step in (LEAST_STEPS if objective == "memory" else (*STEPS, rows)) if step <= rows})
 
 
 def _best_block(link: Stage, machine: Machine, epilogue_cost: int) -> StageTiling:
@@ -130,13 +134,12 @@ class _Turn:
     """One turn of the window.
 
     Attributes:
-        pieces: what each link does. rows: how many rows that is.
+        pieces: what each link does.
         reused: the part of the rows that each piece reads that were there before this turn.
         rings_bytes: of all ring buffers.
     """
 
     pieces: tuple[Nest, ...]
-    rows: tuple[int, ...]
     reused: tuple[float, ...]
     rings_bytes: float
 
@@ -148,11 +151,11 @@ class _Turn:
         pieces, reused = [], []
         for index, (link, block, rows) in enumerate(zip(chain.links, tiling.links, computed, strict=True)):
             piece = _piece(link, rows)
-            pieces.append(nest_of(piece, replace(block, rows=1), lanes, 1))
+            pieces.append(nest_of(piece, replace(block, rows=rows), lanes, 1))
             new = computed[index - 1] if index else rows * link.stride[0]
             reused.append(1 - min(1.0, new / piece.in_height))
         rings_bytes = FP32_BYTES * sum(chain.ring_elements(tiling.step))
-        return _Turn(tuple(pieces), computed, tuple(reused), rings_bytes)
+        return _Turn(tuple(pieces), tuple(reused), rings_bytes)
 
     @property
     def touched(self) -> float:
@@ -160,11 +163,6 @@ class _Turn:
         first, last = self.pieces[0].footprints[0], self.pieces[-1].footprints[0]
         weights = sum(piece.footprints[0].weights for piece in self.pieces)
         return first.activations + weights + self.rings_bytes + last.results
-
-    def between(self, index: int) -> float:
-        """Bytes touched between two turns' uses of a piece's weights: all but the rows of the piece except one."""
-        own = self.pieces[index].footprints[0]
-        return self.touched - (own.activations + own.results) * (1 - 1 / self.rows[index])
 
 
 def _into_cache(turn: _Turn, turns: int, external: Footprint, capacity: float, first_level: bool) -> Footprint:
@@ -176,7 +174,7 @@ def _into_cache(turn: _Turn, turns: int, external: Footprint, capacity: float, f
     before = math.inf
     for index, (piece, reused) in enumerate(zip(turn.pieces, turn.reused, strict=True)):
         moved, touched = piece.into_cache(capacity, first_level=first_level), piece.footprints[0]
-        missing = missing_part(turn.between(index) / capacity)
+        missing = missing_part(turn.touched / capacity)
         old, new = reused * touched.activations, (1 - reused) * touched.activations
         if index:
             # The piece before has just written the new rows.

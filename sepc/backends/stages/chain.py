@@ -22,13 +22,13 @@ from sepc.ir.stage import Chain, Stage, ceil_div
 
 
 class RowStage(Protocol):
-    """A stage, which can be computed as a whole or row by row."""
+    """A stage, which can be computed as a whole or a few rows at a time."""
 
     def emit(self, frame: Frame) -> None:
         """All of it, shared by the threads of `frame`."""
 
-    def emit_row(self, batch: Index, row: Index) -> None:
-        """One output row, all channels and columns."""
+    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
+        """The output rows from `first` on and before `stop`, all channels and columns."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ class ChainStage:
             start = T.Bind(tirx.Select(tirx.EQ(turn, 0), oldest, done))
             windows.insert(0, (start, tirx.max(start, needed)))
         for stage, (start, end_row) in zip(self.stages, windows, strict=True):
-            with T.serial(start, end_row) as row:
-                stage.emit_row(batch, row)
+            stage.emit_rows(batch, start, end_row)
 
 
 def _rows_read(link: Stage, stop: Index) -> Index:

@@ -133,20 +133,21 @@ class DenseStage:
                 with when(panel_tiles == 1 or tirx.EQ(panel_tile, panel_tiles - 1)):
                     panel_body(panels.count, panels.tail)
 
-    def emit_row(self, batch: Index, row: Index) -> None:
-        """One output row, all panels and columns."""
+    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
+        """The output rows from `first` on and before `stop`, all panels and columns."""
         conv = self.convolution
         panels = Panels.of(conv, self.tiling.panel)
         segments = conv.column_segments(self.tiling.columns)
         blocks = max(segment.repeat for segment in segments)
         with loop(conv.groups) as group:
             if panels.count:
-                with loop(panels.count) as index:
+                with loop(panels.count) as index, T.serial(first, stop) as row:
                     block = _Block(self, panels, panels.widths, batch, group, row, index)
                     for_each_block(segments, blocks, 0, 1, block.emit)
             if panels.tail:
-                block = _Block(self, panels, panels.tail, batch, group, row, panels.count)
-                for_each_block(segments, blocks, 0, 1, block.emit)
+                with T.serial(first, stop) as row:
+                    block = _Block(self, panels, panels.tail, batch, group, row, panels.count)
+                    for_each_block(segments, blocks, 0, 1, block.emit)
 
 
 def for_each_block(

@@ -101,14 +101,15 @@ class LanewiseStage:
         for line in range(0, width * per_channel, LINE_FLOATS):
             prefetch(self.weight, base + line)
 
-    def emit_row(self, batch: Index, row: Index) -> None:
-        """One output row, all channels and columns."""
+    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
+        """The output rows from `first` on and before `stop`, all channels and columns."""
         conv, vectors = self.convolution, self.tiling.vectors
         segments = conv.column_segments(self.tiling.columns)
         blocks = max(segment.repeat for segment in segments)
 
         def body(channel: Index, widths: tuple[int, ...]) -> None:
-            for_each_block(segments, blocks, 0, 1, _Block(self, widths, batch, row, channel).emit)
+            with T.serial(first, stop) as row:
+                for_each_block(segments, blocks, 0, 1, _Block(self, widths, batch, row, channel).emit)
 
         all_groups = ceil_div(conv.out_channels, self.lanes * vectors)
         for_each_channel_group(conv.out_channels, self.lanes, vectors, all_groups, 0, 1, body)

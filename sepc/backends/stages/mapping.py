@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tvm.tirx.script.builder import ir as T
+
 from sepc.backends.stages.kernel import Frame, loop, tile_span, when
 from sepc.backends.stages.vector import Index
 from sepc.cost_model.tiling import RowTiling
@@ -47,9 +49,9 @@ class MappingStage:
         ):
             self._vectors((*leading, tile * self.tiling.rows + row), 0, inner)
 
-    def emit_row(self, batch: Index, row: Index) -> None:
-        """One row of an iteration space (batch, row, column, channel)."""
-        with loop(self.mapping.out_width) as column:
+    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
+        """The rows from `first` on and before `stop` of an iteration space (batch, row, column, channel)."""
+        with T.serial(first, stop) as row, loop(self.mapping.out_width) as column:
             self._vectors((batch, row, column), 0, self.mapping.out_channels)
 
     def _flat(self, frame: Frame, extent: int) -> None:

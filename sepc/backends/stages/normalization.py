@@ -44,9 +44,9 @@ class NormalizationStage:
             # By itself, it is one row of pixels: `sepc.ir.problem` merges them.
             self._pixel(0, 0, tile * self.tiling.rows + pixel)
 
-    def emit_row(self, batch: Index, row: Index) -> None:
-        """One row of pixels."""
-        with loop(self.normalization.out_width) as column:
+    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
+        """The rows of pixels from `first` on and before `stop`."""
+        with T.serial(first, stop) as row, loop(self.normalization.out_width) as column:
             self._pixel(batch, row, column)
 
     def _pixel(self, batch: Index, row: Index, column: Index) -> None:

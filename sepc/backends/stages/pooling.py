@@ -76,12 +76,12 @@ class PoolingStage:
 
             for_each_channel_group(pool.channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
 
-    def emit_row(self, batch: Index, row: Index) -> None:
-        """One output row, all channels and columns."""
+    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
+        """The output rows from `first` on and before `stop`, all channels and columns."""
         pool, vectors = self.pooling, self.tiling.vectors
 
         def body(channel: Index, widths: tuple[int, ...]) -> None:
-            with loop(pool.out_width) as column:
+            with T.serial(first, stop) as row, loop(pool.out_width) as column:
                 self._window(batch, row, column, channel, widths)
 
         all_groups = ceil_div(pool.channels, self.lanes * vectors)
