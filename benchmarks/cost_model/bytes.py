@@ -76,6 +76,19 @@ class ChannelsLast(nn.Module):
         return normalized
 
 
+class Mlp(nn.Module):
+    """Layer norm over channels, two linear layers with GELU between, and the input added, as in ConvNeXt."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.inner = nn.Sequential(nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = x + self.inner(self.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return result
+
+
 @dataclass(frozen=True)
 class Case:
     """A region to simulate: a module, its input's (channels, size), and the size of the last-level cache."""
@@ -131,6 +144,17 @@ CASES: Final = (
     Case("pw+dw/2+pw 56² 16→96→24", lambda: _inverted(16, 96, 24, 2), 16, 56, 256, True),
     Case("pw+dw+pw+x 28² 24→144→24", lambda: Sum(_inverted(24, 144, 24)), 24, 28, 256, True),
     Case("pw+dw+pw 14² 96→384→96", lambda: _inverted(96, 384, 96), 96, 14, 256, True),
+    Case("pw+pw 28² 48→192→48", lambda: _chain(pointwise(48, 192), pointwise(192, 48)), 48, 28, 256, True),
+    Case("norm+pw+pw+x 28² 48→192→48", lambda: Mlp(48, 192), 48, 28, 256, True),
+    Case("silu+pw 28² 192→48", lambda: nn.Sequential(nn.SiLU(), pointwise(192, 48)), 192, 28, 256, True),
+    Case(
+        "conv7/2+max pool 112² 3→32",
+        lambda: nn.Sequential(nn.Conv2d(3, 32, 7, 2, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
+        3,
+        112,
+        256,
+        True,
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import dropwhile
 from typing import Final
 
 import torch
@@ -176,4 +177,5 @@ def extract_piece(graph_module: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.
 def merge_all(graph_module: fx.GraphModule) -> None:
     """Make one chain of all regions of `graph_module` and the views between, each the only reader of the one before."""
     nodes = [node for node in graph_module.graph.nodes if region.is_region(node) or is_view(node)]
+    nodes = list(dropwhile(is_view, nodes))
     region.merge(graph_module, nodes, "region_0_chain", region.RegionInfo("chain"), "benchmark")

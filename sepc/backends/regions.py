@@ -227,8 +227,6 @@ def _extents(problem: Problem) -> tuple[int, ...]:
         return stage.batch, stage.out_height, stage.out_width, stage.out_channels
     if isinstance(stage, Pooling):
         return stage.batch, stage.out_height, stage.out_width, stage.channels
-    if isinstance(stage, Normalization):
-        return 1, 1, stage.pixels, stage.channels
     return stage.extents
 
 

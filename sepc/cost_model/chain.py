@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from sepc.cost_model.latency import TASK_CYCLES, Cost, compute_cycles, time_of
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.search import Choice, register_blocks
+from sepc.cost_model.search import Choice, register_blocks, require_work
 from sepc.cost_model.tiling import ChainTiling, StageTiling
 from sepc.cost_model.traffic import (
     FP32_BYTES,
@@ -48,8 +48,10 @@ def choose_chain(
 ) -> Choice:
     """The tiling of least predicted time for `chain`; for the objective "memory", among those with the least scratch.
 
-    `epilogue_costs` has one entry per link; for the rest see `sepc.cost_model.search.choose`.
+    `epilogue_costs` has one entry per link; for the rest, and errors, see `sepc.cost_model.search.choose`.
     """
+    for link in chain.links:
+        require_work(link)
     blocks = tuple(_best_block(link, machine, cost) for link, cost in zip(chain.links, epilogue_costs, strict=True))
     height = chain.links[-1].out_height
     counts = sorted({1, *(threads * factor for factor in (1, 2, 3, 4))})

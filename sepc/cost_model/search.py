@@ -44,7 +44,10 @@ def choose(stage: Stage, machine: Machine, threads: int, *, epilogue_cost: int =
         threads: threads, each on a core of its own.
         epilogue_cost: vector instructions per vector of results that follow the stage.
         operand_bytes: bytes of the tensors that these read.
+
+    Raises ValueError for a stage without any work, such as one of a batch of 0, which has no tiling.
     """
+    require_work(stage)
     blocks = register_blocks(stage, machine)
     cycles = [compute_cycles(stage, block, machine, epilogue_cost) for block in blocks]
     limit = min(cycles) * SLACK_OF_REGISTER_BLOCKS
@@ -58,6 +61,12 @@ def choose(stage: Stage, machine: Machine, threads: int, *, epilogue_cost: int =
     if best is None:
         raise AssertionError("every stage has at least one tiling")
     return best
+
+
+def require_work(stage: Stage) -> None:
+    """Raise ValueError if `stage` computes nothing."""
+    if stage.flops == 0:
+        raise ValueError(f"{stage} computes nothing: no batch, map or channel may be 0")
 
 
 def candidates(stage: Stage, machine: Machine, threads: int) -> list[Tiling]:

@@ -95,7 +95,8 @@ def _obstacle(graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.No
     """Why the region `node` is not to gather means for `pools`; empty if it is."""
     if len(pools) == len(node.users):
         return "nobody else reads the value"
-    if region.info(node).kernel != "sepc" or not is_anchor(anchor_of(region.submodule(graph_module, node))[0]):
+    is_chain = region.info(node).kind == "chain"
+    if not is_chain and not is_anchor(anchor_of(region.submodule(graph_module, node))[0]):
         return "no stage of ours computes it row by row"
     if any(region.is_region(user) and region.info(user).kind == "concatenation" for user in node.users):
         return "it is concatenated"
@@ -103,7 +104,7 @@ def _obstacle(graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.No
     if result_axes(graph) != CHANNELS_SECOND or ops.shape(node)[2] == 1:
         return "it is no image with rows"
     problems = _problems(graph)
-    if region.info(node).kind != "chain" and not _computes_rows(problems[0], context):
+    if not is_chain and not _computes_rows(problems[0], context):
         return "its rows may be split between tasks"
     gain_us = _gain_us(problems, pools, context)
     return "" if gain_us > 0 else f"predicted gain {gain_us:.1f} µs"

@@ -13,7 +13,7 @@ themselves are made by `fuse`, which comes next and decides by the same times.
 
     %r = region_0_elementwise(%x)            relu            %r = region_0_elementwise(%x)
     %a = region_1_convolution(%r)            depthwise   →   %a = region_1_convolution(%r)
-    %b = region_2_convolution(%r)            pointwise       %r_1 = region_0_elementwise(%x)
+    %b = region_2_convolution(%r)            pointwise       %r_1 = region_0_…_recompute_0(%x)
                                                              %b = region_2_convolution(%r_1)
 """
 
@@ -47,15 +47,19 @@ class Recompute:
         for node, _ in list(region.regions(graph_module)):
             if len(node.users) < 2 or not starts_a_sequence(graph_module, node) or _ends_a_sequence(node):
                 continue
-            for user in _choose(graph_module, node, context.machine, context):
-                self._give_copy(graph_module, node, user)
+            for number, user in enumerate(_choose(graph_module, node, context.machine, context)):
+                self._give_copy(graph_module, node, user, number)
                 changed = True
         return changed
 
-    def _give_copy(self, graph_module: fx.GraphModule, node: fx.Node, user: fx.Node) -> None:
-        """Have `user` read a copy of `node`."""
+    def _give_copy(self, graph_module: fx.GraphModule, node: fx.Node, user: fx.Node, number: int) -> None:
+        """Have `user` read a copy of `node`, whose graph is its own, as later passes may change one of them."""
+        graph, inputs = region.join(graph_module, [node])
+        name = f"{node.target}_{self.name}_{number}"
+        graph_module.add_submodule(name, graph)
         with graph_module.graph.inserting_before(user):
-            copy = graph_module.graph.node_copy(node)
+            copy = graph_module.graph.call_module(name, tuple(inputs))
+        copy.meta.update(node.meta)
         copy.meta["sepc_origin"] = derive(self.name, [node])
         user.replace_input_with(node, copy)
 

@@ -188,6 +188,14 @@ def test_degenerate_shapes_do_not_crash(chain: Chain, name: str, threads: int) -
     assert all(rows >= 1 for rows in chain.rows_for(1))
 
 
+def test_a_batch_of_0_is_refused() -> None:
+    empty = dataclasses.replace(convolution(8, 4, 4, 3), batch=0)
+    with pytest.raises(ValueError, match="computes nothing"):
+        choose(empty, ZEN5, 1)
+    with pytest.raises(ValueError, match="computes nothing"):
+        choose_chain(Chain((empty, empty)), ZEN5, 1, epilogue_costs=(0, 0))
+
+
 def test_neighbouring_tasks_share_their_halo() -> None:
     chain = Chain((convolution(56, 48, 48, 3, groups=48), convolution(56, 48, 24)))
     tiling = choose_chain(chain, ZEN5, 1, epilogue_costs=(0, 0)).tiling
