@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import fx, nn
 
+import sepc
 from sepc.errors import VerificationError
 from sepc.frontend.export import capture
 from sepc.ir import region
 from sepc.ir.printer import print_graph
 from sepc.ir.problem import Problem
-from sepc.passes import recompute
+from sepc.passes import fuse, recompute
 from sepc.passes.manager import PassContext, PassManager
 from sepc.passes.recompute import Recompute
 from tests.helpers import Function, passes_until
@@ -85,6 +86,19 @@ def test_the_graph_computes_the_same() -> None:
     module, _ = passes_until("recompute", model, X)
     for found, expected in zip(module(X), model(X), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("free")
+def test_each_reader_computes_the_value_in_a_chain_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, machine, threads, objective: 1.0)
+    model = Function(two_branches, **layers()).eval()
+    compiled = sepc.compile(model, num_threads=2, example_inputs=(X,))
+    chains = [one.ops for one in compiled.regions if one.kind == "chain"]
+    assert len(chains) == 2
+    assert all(operators[0] in ("relu.default", "clamp_min.default") for operators in chains)
+    with torch.no_grad():
+        for found, expected in zip(compiled(X), model(X), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def one_reader(self: Function, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
