@@ -23,10 +23,12 @@ from sepc.backends.build import compile_objects, link
 from sepc.backends.regions import FloatArray, LoweredKernel, Result, Scratch, lower, lower_chain
 from sepc.backends.runtime import aligned_bytes
 from sepc.cost_model.tiling import ChainTiling, Tiling
+from sepc.passes.plan_memory import GAP_BYTES
 from sepc.target import Target
 
 CALLS_PER_TURN: Final = 3
 TOLERANCE: Final = 1e-5
+PAGE_BYTES: Final = 4096
 
 _HARNESS: Final = """
 typedef void (*variant_t)(char* const*, int32_t, int32_t);
@@ -84,7 +86,9 @@ class Bench:
     ) -> None:
         generator = np.random.default_rng(0)
         self.threads, self.inputs = threads, inputs
-        self.blocks = [_floats(elements * FLOAT_BYTES) for elements in buffer_elements]
+        self.blocks: list[FloatArray] = []
+        for elements in buffer_elements:
+            self._add(elements * FLOAT_BYTES)
         for block in self.blocks[:inputs]:
             block[:] = generator.standard_normal(block.size, dtype=np.float32)
         self._shared: dict[bytes, int] = {}
@@ -116,22 +120,21 @@ class Bench:
             else:
                 key = argument.tobytes()
                 if key not in self._shared:
-                    block = _floats(argument.nbytes)
-                    block[:] = argument.ravel()
-                    self._shared[key] = self._add(block)
+                    self._shared[key] = self._add(argument.nbytes)
+                    self.blocks[-1][:] = argument.ravel()
                 blocks.append(self._shared[key])
         return blocks
 
     def _scratch_block(self, size_bytes: int) -> int:
         """The block that serves all kernels as scratch, of at least that size."""
         if self._scratch < 0:
-            self._scratch = self._add(_floats(size_bytes))
+            self._scratch = self._add(size_bytes)
         elif self.blocks[self._scratch].nbytes < size_bytes:
-            self.blocks[self._scratch] = _floats(size_bytes)
+            self.blocks[self._scratch] = _block(size_bytes, self._scratch)
         return self._scratch
 
-    def _add(self, block: FloatArray) -> int:
-        self.blocks.append(block)
+    def _add(self, size_bytes: int) -> int:
+        self.blocks.append(_block(size_bytes, len(self.blocks)))
         return len(self.blocks) - 1
 
     def run(self, variant: int) -> float:
@@ -178,8 +181,10 @@ def aligned(size_bytes: int) -> NDArray[np.uint8]:
     return aligned_bytes(size_bytes).numpy()
 
 
-def _floats(size_bytes: int) -> FloatArray:
-    return aligned(size_bytes).view(np.float32)
+def _block(size_bytes: int, number: int) -> FloatArray:
+    """Memory for block `number`: no two at equal offsets within a page, as in the arena of a compiled model."""
+    skip = number * GAP_BYTES % PAGE_BYTES
+    return aligned(skip + size_bytes)[skip:].view(np.float32)
 
 
 def declarations(parameters: Mapping[str, int]) -> list[str]:
