@@ -22,10 +22,10 @@ from benchmarks.cost_model.kernels import declarations
 from sepc.backends.build import compile_objects
 from sepc.backends.regions import LoweredKernel, Result, Scratch
 from sepc.c_compiler import c_compiler
+from sepc.passes.plan_memory import GAP_BYTES
 from sepc.target import Target
 
 LINE_BYTES: Final = 64
-GAP_BYTES: Final = 192  # between buffers, as in the arena of a compiled model
 
 
 @dataclass(frozen=True)

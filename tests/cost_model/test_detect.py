@@ -118,8 +118,8 @@ def test_sizes_and_cores_are_the_hosts_and_the_rest_is_the_descriptions(tmp_path
     machine, known = describe(tmp_path), Machine.load("znver5")
     assert machine.name == "native"
     assert machine.cores == 2
-    # Two cores of eight, with neighbours: the last cache counts for halfway between a quarter and all of its 16 MiB.
-    assert [level.size_bytes for level in machine.levels] == [48 * 2**10, 2 * 2**20, 10 * 2**20, 0]
+    # Two cores of eight, with neighbours: the last cache counts for half of its 16 MiB.
+    assert [level.size_bytes for level in machine.levels] == [48 * 2**10, 2 * 2**20, 8 * 2**20, 0]
     assert [level.shared_by_cores for level in machine.levels] == [1, 1, 2, 2]
     assert machine.fma_per_cycle == known.fma_per_cycle
     assert machine.last_cache.bandwidth_bytes_per_cycle == known.last_cache.bandwidth_bytes_per_cycle
