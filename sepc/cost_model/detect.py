@@ -199,8 +199,8 @@ def _as_detected(
     """The level with the system's size and sharing. What the sharers get together keeps its ratio to what one gets.
 
     A virtual machine with some of the cores that share a cache has neighbours in it: it is taken to hold the geometric
-    mean of its share and all. Measured with 2 of 8 cores of Zen 5, 32 MiB: copying 8 MiB 117 GB/s, 16 MiB 78, 24 MiB 64,
-    32 MiB 39 (as DRAM); and 12 to 20 MiB that were left alone for 5 ms were read at 50, 3 MiB at 69.
+    mean of its share and all. Measured with 2 of 8 cores of Zen 5 (32 MiB): copying 8 MiB 117 GB/s, 16 MiB 78, 24 MiB
+    64 and 32 MiB 39 (as DRAM); 12 to 20 MiB that were left alone for 5 ms were read at 50, 3 MiB at 69.
     """
     if level.name not in caches:
         return replace(level, shared_by_cores=min(level.shared_by_cores, cores))

@@ -96,8 +96,9 @@ def test_a_case_becomes_the_region_it_describes(case: bytes_part.Case) -> None:
 def test_regret_and_shares() -> None:
     one = choice.Outcome("net", "r", "chain", "pw", 51, 9.0, 11.0, 10.0, RowTiling(1), RowTiling(2), 0)
     assert one.regret == pytest.approx(0.1)
-    report = choice.report_of([one, replace(one, chosen_us=10.0)], 1)
-    assert "2 regions of 1 models, each against 50 or more other tilings: regret median 5.0%" in report.summary[0]
+    report = choice.report_of([one, replace(one, chosen_us=10.0, tilings=49)], 1)
+    assert "2 regions of 1 models: regret median 5.0%" in report.summary[0]
+    assert "the 1 that have 50 tilings or more: median 10.0%" in report.summary[1]
     assert median_and_p90([0.0, 1.0]) == (0.5, 0.9)
 
 
