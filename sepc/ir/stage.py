@@ -151,10 +151,7 @@ class Pooling:
         """Channels, before as after."""
         return self.channels
 
-    @property
-    def out_channels(self) -> int:
-        """Channels, before as after."""
-        return self.channels
+    out_channels = in_channels
 
     @property
     def window(self) -> tuple[int, int]:

@@ -41,9 +41,7 @@ class ChooseTiling:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Annotate the regions of `graph_module`; counts as a change only where a region was handed to PyTorch."""
-        machine = context.machine
-        if machine is None:
-            raise VerificationError("choose-tiling needs a machine", fix="set PassContext.machine")
+        machine = context.machine_for(self.name)
         handed_over = False
         for node, graph in region.regions(graph_module):
             if region.info(node).kernel != "sepc":

@@ -29,7 +29,6 @@ from torch import fx
 
 from sepc.cost_model.chain import Objective
 from sepc.cost_model.machine import Machine
-from sepc.errors import VerificationError
 from sepc.ir import region
 from sepc.ir.links import chain_of
 from sepc.passes.live_bytes import LiveBytes
@@ -49,10 +48,9 @@ class Fuse:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module`; returns whether anything was fused."""
-        if context.machine is None:
-            raise VerificationError("fuse needs a machine", fix="set PassContext.machine")
+        machine = context.machine_for(self.name)
         sequences = list(find_sequences(graph_module))
-        ways = [self._ways(sequence, context.machine, context.threads) for sequence in sequences]
+        ways = [self._ways(sequence, machine, context.threads) for sequence in sequences]
         if self.objective == "memory":
             _keep_small(graph_module, sequences, ways, context)
         count = 0

@@ -29,7 +29,6 @@ from typing import ClassVar
 from torch import fx
 
 from sepc.cost_model.search import choose
-from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.links import CHANNELS_SECOND, analyse_chain, is_anchor, result_axes
 from sepc.ir.origin import derive
@@ -47,8 +46,7 @@ class GatherMeans:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module`; returns whether any means are gathered now."""
-        if context.machine is None:
-            raise VerificationError("gather-means needs a machine", fix="set PassContext.machine")
+        context.machine_for(self.name)
         changed = False
         for node, _ in list(region.regions(graph_module)):
             pools = [user for user in node.users if _averages(graph_module, user, node)]
@@ -118,16 +116,13 @@ def _problems(graph: fx.GraphModule) -> tuple[Problem, ...]:
 
 def _computes_rows(problem: Problem, context: PassContext) -> bool:
     """Whether a region of its own computes each row in one task, from left to right."""
-    stage, machine = problem.stage, context.machine
-    is_lanewise = machine is not None and isinstance(stage, Convolution) and stage.lanewise(machine.vector_lanes)
-    return is_lanewise and stage.kernel != (1, 1)
+    stage, lanes = problem.stage, context.machine_for(GatherMeans.name).vector_lanes
+    return isinstance(stage, Convolution) and stage.lanewise(lanes) and stage.kernel != (1, 1)
 
 
 def _gain_us(problems: Sequence[Problem], pools: Sequence[fx.Node], context: PassContext) -> float:
     """Predicted time that gathering saves."""
-    if context.machine is None:
-        return 0.0
-    machine, threads, last = context.machine, context.threads, problems[-1]
+    machine, threads, last = context.machine_for(GatherMeans.name), context.threads, problems[-1]
     gathering = [*problems[:-1], replace(last, row_means=last.result)]
     cost_us = piece_time_us(gathering, machine, threads) - piece_time_us(problems, machine, threads)
     stage = last.stage

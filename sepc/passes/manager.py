@@ -64,6 +64,12 @@ class PassContext:
     example_inputs: tuple[torch.Tensor, ...] | None = None
     notes: list[Note] = field(default_factory=list)
 
+    def machine_for(self, pass_name: str) -> Machine:
+        """The machine, for the pass of that name; raises VerificationError if none is set."""
+        if self.machine is None:
+            raise VerificationError(f"{pass_name} needs a machine", fix="set PassContext.machine")
+        return self.machine
+
     def note(self, pass_name: str, node: fx.Node, message: str) -> None:
         """Record a decision about `node`, once."""
         note = Note(pass_name, node.name, message)

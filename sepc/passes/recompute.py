@@ -26,7 +26,6 @@ from typing import ClassVar
 from torch import fx
 
 from sepc.cost_model.machine import Machine
-from sepc.errors import VerificationError
 from sepc.ir import region
 from sepc.ir.origin import derive
 from sepc.passes.manager import PassContext
@@ -41,13 +40,12 @@ class Recompute:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module`; returns whether anything is computed several times now."""
-        if context.machine is None:
-            raise VerificationError("recompute needs a machine", fix="set PassContext.machine")
+        machine = context.machine_for(self.name)
         changed = False
         for node, _ in list(region.regions(graph_module)):
             if len(node.users) < 2 or not starts_a_sequence(graph_module, node) or _ends_a_sequence(node):
                 continue
-            for number, user in enumerate(_choose(graph_module, node, context.machine, context)):
+            for number, user in enumerate(_choose(graph_module, node, machine, context)):
                 self._give_copy(graph_module, node, user, number)
                 changed = True
         return changed

@@ -15,6 +15,7 @@ from torch import nn
 import sepc
 from sepc.backends.build import KernelCall, Pointer, entry_source, link
 from sepc.backends.program import ARENA, FIRST_INPUT, HostCall, Program
+from sepc.backends.runtime import HUGE_PAGE_BYTES, aligned_bytes
 from sepc.c_compiler import c_compiler
 from sepc.compiled import CompiledModel
 from sepc.errors import BuildError
@@ -43,6 +44,16 @@ def fill(block: int, number: int) -> KernelCall:
 
 def twice(source: int, target: int, number: int) -> KernelCall:
     return KernelCall("twice", (Pointer(source, 0), Pointer(target, 256)), number)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 100, 4096, HUGE_PAGE_BYTES - 1, HUGE_PAGE_BYTES, 3 * HUGE_PAGE_BYTES + 5])
+def test_memory_starts_at_a_line_and_large_memory_at_a_large_page(size_bytes: int) -> None:
+    memory = aligned_bytes(size_bytes)
+    assert memory.numel() == size_bytes or size_bytes == 0
+    assert memory.data_ptr() % (HUGE_PAGE_BYTES if size_bytes >= HUGE_PAGE_BYTES else 64) == 0
+    memory.fill_(7)  # all of it is there
+    assert memory.eq(7).all()
+    assert not memory.is_inference()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
