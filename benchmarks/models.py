@@ -9,7 +9,7 @@ order one through any depth.
 MobileOne comes reparametrised. timm makes it as it is trained, with several branches side by side in every layer, which
 its authors merge into one convolution before the model is used; nobody would run it otherwise. All runners get the same
 merged model, eager included. RepViT stays as timm makes it, so that its figures remain comparable with earlier ones;
-what would be merged there is one cheap 1×1 depthwise convolution per block.
+what is to be merged there, one cheap 1×1 depthwise convolution per block, sepc merges by itself.
 """
 
 from __future__ import annotations

@@ -139,9 +139,9 @@ def interleaved_latency_ms(
     return statistics.median(latencies_ms[0]), statistics.median(latencies_ms[1])
 
 
-def regions_table(regions: Sequence[Region], measured_us: Sequence[tuple[str, float]]) -> Table:
+def regions_table(regions: Sequence[Region], profile: sepc.Profile) -> Table:
     """All kernels, in the order in which they run, with predicted and measured time."""
-    measured = dict(measured_us)
+    measured = {row.name: row.measured_us for row in profile}
     table = Table(title=f"{len(regions)} regions: one kernel each", title_justify="left")
     for column in ("region", "operators", "run by", "tiling"):
         table.add_column(column, overflow="fold")
@@ -156,7 +156,7 @@ def regions_table(regions: Sequence[Region], measured_us: Sequence[tuple[str, fl
         )  # fmt: skip
     predicted_us = sum(region.predicted_us for region in regions)
     table.add_section()
-    table.add_row("total", "", "", "", f"{predicted_us:.0f}", f"{sum(measured.values()):.0f}")
+    table.add_row("total", "", "", "", f"{predicted_us:.0f}", f"{profile.measured_us:.0f}")
     return table
 
 

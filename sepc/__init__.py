@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sepc.errors import BuildError, InputError, ModelError, SepcError, TargetError, VerificationError
+from sepc.errors import ArtifactError, BuildError, InputError, ModelError, SepcError, TargetError, VerificationError
 
 if TYPE_CHECKING:
     from sepc._compile import compile  # noqa: A004 -- the public name, as PyTorch's own
-    from sepc.compiled import CompiledModel, RegionReport
+    from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
+    from sepc.runtime.model import LoadedModel, load
+    from sepc.runtime.report import Profile, RegionProfile, RegionReport
     from sepc.target import Target
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArtifactError",
     "BuildError",
     "CompiledModel",
     "InputError",
+    "LoadedModel",
     "ModelError",
+    "Profile",
+    "RegionProfile",
     "RegionReport",
     "SepcError",
     "Target",
@@ -30,6 +36,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compile",
+    "load",
 ]
 
 # Imported at first use, so that `import sepc` stays fast.
@@ -37,8 +44,12 @@ _LAZY = {
     "calibrate": "sepc.cost_model.calibrate",
     "compile": "sepc._compile",
     "CompiledModel": "sepc.compiled",
-    "RegionReport": "sepc.compiled",
+    "LoadedModel": "sepc.runtime.model",
+    "Profile": "sepc.runtime.report",
+    "RegionProfile": "sepc.runtime.report",
+    "RegionReport": "sepc.runtime.report",
     "Target": "sepc.target",
+    "load": "sepc.runtime.model",
 }
 
 

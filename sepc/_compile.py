@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
-from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel, RegionReport
+from sepc.cache import Cache
+from sepc.cache_key import cache_key
+from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
-from sepc.frontend.export import Captured, capture
+from sepc.frontend.export import Captured, export, finish
 from sepc.ir import ops, region
-from sepc.passes.manager import PassContext, PassManager, PassRecord
-from sepc.passes.pipeline import pipeline
+from sepc.runtime.executable import Executable
+from sepc.runtime.report import RegionReport
+from sepc.runtime.signature import Signature, TensorLeaf
+from sepc.runtime.specialization import Description, Specialization
 from sepc.target import Target
 
 if TYPE_CHECKING:
-    from sepc.backends.runtime import Executable
+    from sepc.passes.manager import PassRecord
 
 
 def compile(  # noqa: A001 -- the public name, as PyTorch's own
@@ -35,7 +41,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     shape_limit: int = DEFAULT_SHAPE_LIMIT,
     verify_each: bool = False,
 ) -> CompiledModel:
-    """Compile `model` for `target`.
+    """Compile `model` for `target`. What was compiled before comes from a cache on disk, also in another process.
 
     Args:
         model: a module in eval mode, with float32 parameters on the CPU, or an ExportedProgram.
@@ -65,19 +71,51 @@ logger = logging.getLogger("sepc")
 
 
 @dataclass(frozen=True)
-class Specialization:
-    """A model compiled for one set of input shapes."""
+class Lowered:
+    """What the compiler knows of a specialisation beyond what it takes to run it.
 
-    captured: Captured
+    Attributes:
+        graph_module: the optimised graph. passes: what each pass did.
+        functions: PrimFuncs of the kernels, by symbol.
+    """
+
     graph_module: fx.GraphModule
-    executable: Executable
-    regions: list[RegionReport]
-    passes: list[PassRecord]
-    compile_times_s: Mapping[str, float]
+    passes: Sequence[PassRecord]
+    functions: Mapping[str, Any]
 
-    def run(self, tensors: Sequence[torch.Tensor], threads: int) -> Any:
-        """The model's result for the tensor leaves of its arguments, whose strides are those it was compiled for."""
-        return self.captured.unflatten(self.executable.run(tensors, threads))
+    def source(self, symbol: str, form: str, target: Target) -> str:
+        """The code of a kernel as "tirx", "llvm" or "asm"."""
+        return str(_backend().source_of(self.functions[symbol], form, target))
+
+
+@dataclass(frozen=True)
+class Compiled(Specialization):
+    """A specialisation that was compiled here, or taken from the cache.
+
+    Attributes:
+        compile_times_s: how long each stage took, in seconds; "imports" loads TVM and the passes.
+        lower: computes `lowered`.
+    """
+
+    compile_times_s: Mapping[str, float]
+    lower: Callable[[], Lowered]
+
+    @cached_property
+    def lowered(self) -> Lowered:
+        """What the compiler knows; computed now if the kernels came from the cache."""
+        return self.lower()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a specialisation is compiled from."""
+
+    exported: ExportedProgram
+    signature: Signature
+    target: Target
+    threads: int
+    optimize: Objective
+    verify_each: bool
 
 
 def specialize(
@@ -86,28 +124,88 @@ def specialize(
     threads: int,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    signature: Signature,
     optimize: Objective = "time",
     verify_each: bool = False,
-) -> Specialization:
-    """Compile `model` as it runs on ``(*args, **kwargs)``; raises what `compile` raises."""
-    assemble, build, wrong_regions = _backend()
+) -> Compiled:
+    """Compile `model` as it runs on ``(*args, **kwargs)``, or take it from the cache; raises what `compile` raises.
+
+    `signature` is that of the arguments.
+    """
     clock = _Clock()
-    captured = capture(model, args, kwargs)
-    _check_types(captured, captured.flatten(args, kwargs))
+    job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each)
     clock.lap("capture")
-    context = PassContext(target=target, machine=target.machine, threads=threads)
-    records = PassManager(pipeline(optimize), verify_each=verify_each).run(captured.graph_module, context)
-    clock.lap("passes")
-    program = assemble(captured.graph_module, target.vector_lanes, threads)
+    # Loading an entry refuses what this host cannot run; and verification is asked for to see the passes run.
+    cache = Cache.open() if target.is_runnable and not verify_each else None
+    if cache is None:
+        return _compile(job, clock)
+    key = cache_key(job.exported, signature, target, threads, optimize)
+    found = cache.get(key)
+    clock.lap("cache")
+    if found is not None:
+        regions = found.description.regions
+        return Compiled(found.description, found.executable, clock.laps, lambda: _lower_again(job, regions))
+    compiled = _compile(job, clock)
+    cache.put(key, target, compiled)
+    clock.lap("cache")
+    return compiled
+
+
+def _compile(job: _Job, clock: _Clock) -> Compiled:
+    """A specialisation from scratch."""
+    backend, target = _backend(), job.target
+    clock.lap("imports")
+    captured, order, records = _optimized(job, clock)
+    graph_module = captured.graph_module
+    assembled = backend.assemble(graph_module, target.vector_lanes, job.threads)
     clock.lap("lower")
-    executable = build(program, target)
-    wrong = wrong_regions(executable) if target.is_runnable else {}
+    executable, times = backend.build(assembled, target)
+    wrong = backend.wrong_regions(assembled.checks, executable) if target.is_runnable else {}
     if wrong:
-        executable = build(assemble(captured.graph_module, target.vector_lanes, threads, wrong), target)
-        _hand_over(captured.graph_module, wrong)
-    times = {**clock.laps, **executable.build_times_s}
-    reports = [_report(node, graph, executable) for node, graph in region.regions(captured.graph_module)]
-    return Specialization(captured, captured.graph_module, executable, reports, records, times)
+        assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, wrong)
+        executable, times = backend.build(assembled, target)
+        _hand_over(graph_module, wrong)
+    clock.add(times)
+    description = Description(
+        signature=job.signature,
+        order=order,
+        results=captured.results,
+        threads=job.threads,
+        optimize=job.optimize,
+        regions=tuple(_report(node, graph, executable) for node, graph in region.regions(graph_module)),
+    )
+    lowered = Lowered(graph_module, records, assembled.functions)
+    return Compiled(description, executable, clock.laps, lambda: lowered)
+
+
+def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
+    """What the compiler knows of kernels that came from the cache, with these regions."""
+    captured, _, records = _optimized(job, _Clock())
+    graph_module = captured.graph_module
+    on_host = {one.name for one in regions if one.kernel == "torch"}
+    assembled = _backend().assemble(graph_module, job.target.vector_lanes, job.threads, on_host)
+    reasons = {one.name: one.reason for one in regions}
+    for node, _ in region.regions(graph_module):
+        if node.name in on_host:  # As was found out by running it, when it was compiled.
+            node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reasons[node.name])
+    return Lowered(graph_module, records, assembled.functions)
+
+
+def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], list[PassRecord]]:
+    """The captured graph after all passes, which argument's tensor each input is, and what the passes did."""
+    # Imported late: where the cache has the kernels, none of this is needed.
+    from sepc.passes.manager import PassContext, PassManager
+    from sepc.passes.pipeline import pipeline
+
+    clock.lap("imports")
+    captured = finish(job.exported)
+    order = _match_inputs(captured, job.signature)
+    clock.lap("capture")
+    context = PassContext(target=job.target, machine=job.target.machine, threads=job.threads)
+    manager = PassManager(pipeline(job.optimize), verify_each=job.verify_each)
+    records = manager.run(captured.graph_module, context)
+    clock.lap("passes")
+    return captured, order, records
 
 
 def _hand_over(graph_module: fx.GraphModule, wrong: Mapping[str, float]) -> None:
@@ -119,8 +217,15 @@ def _hand_over(graph_module: fx.GraphModule, wrong: Mapping[str, float]) -> None
             logger.warning("%s runs in PyTorch: %s", node.name, reason)
 
 
-def _check_types(captured: Captured, tensors: Sequence[torch.Tensor]) -> None:
-    """Raise InputError if an ExportedProgram was exported for other tensors; record the strides of these."""
+def _match_inputs(captured: Captured, signature: Signature) -> tuple[int, ...]:
+    """Per input of the graph the number of the argument's tensor that it takes; its type gets the strides of that.
+
+    Raises InputError if an ExportedProgram was exported for other arguments.
+    """
+    leaves = [_stand_in(leaf) if isinstance(leaf, TensorLeaf) else leaf.value for leaf in signature.leaves]
+    args, kwargs = pytree.tree_unflatten(leaves, signature.spec)
+    numbers = {id(leaf): number for number, leaf in enumerate(one for one in leaves if isinstance(one, torch.Tensor))}
+    tensors = captured.flatten(args, kwargs)
     for node, tensor in zip(captured.graph_module.graph.find_nodes(op="placeholder"), tensors, strict=True):
         if ops.shape(node) != tuple(tensor.shape) or ops.dtype(node) != tensor.dtype:
             raise InputError(
@@ -130,21 +235,36 @@ def _check_types(captured: Captured, tensors: Sequence[torch.Tensor]) -> None:
             )
         if ops.strides(node) != tensor.stride():
             node.meta["val"] = node.meta["val"].as_strided(tensor.shape, tensor.stride())
+    return tuple(numbers[id(tensor)] for tensor in tensors)
 
 
-def _backend() -> tuple[Any, Any, Any]:
-    """The backend's entry points, imported late: TVM takes two seconds to load."""
-    try:
+def _stand_in(leaf: TensorLeaf) -> torch.Tensor:
+    """A tensor of that type without memory."""
+    order = torch.contiguous_format if leaf.contiguous else torch.channels_last
+    return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta", memory_format=order)
+
+
+class _Backend:
+    """The backend's entry points."""
+
+    def __init__(self) -> None:
+        from sepc.backends.build import build, source_of
         from sepc.backends.check import wrong_regions
         from sepc.backends.program import assemble
-        from sepc.backends.runtime import build
+
+        self.assemble, self.build, self.source_of, self.wrong_regions = assemble, build, source_of, wrong_regions
+
+
+def _backend() -> _Backend:
+    """The backend, imported late: TVM takes two seconds to load."""
+    try:
+        return _Backend()
     except ImportError as error:
         raise BuildError(
             "TVM cannot be imported",
             why=str(error),
             fix="pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'",
         ) from error
-    return assemble, build, wrong_regions
 
 
 def _report(node: fx.Node, graph: fx.GraphModule, executable: Executable) -> RegionReport:
@@ -164,6 +284,7 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: Executable) -> Reg
         reason=info.reason,
         tiling=str(choice.tiling) if choice is not None and cost is not None else "",
         predicted_us=cost.time_us if cost is not None else 0.0,
+        bottleneck=cost.bottleneck if cost is not None else "",
         bytes_moved=moved,
         flops=cost.flops if cost is not None else 0,
         symbols=executable.program.symbols[node.name],
@@ -178,6 +299,12 @@ class _Clock:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End the lap `name`."""
+        """End a lap; laps of one name add up."""
         now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
+        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
+        self._last = now
+
+    def add(self, laps: Mapping[str, float]) -> None:
+        """Take over `laps`, which somebody else has timed until now."""
+        self.laps.update(laps)
+        self._last = time.perf_counter()

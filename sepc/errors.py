@@ -44,3 +44,7 @@ class VerificationError(SepcError):
 
 class BuildError(SepcError):
     """A tool that compilation needs is missing or failed: TVM, the system's C compiler."""
+
+
+class ArtifactError(SepcError):
+    """A saved model cannot be written, or read: damaged, foreign, of another format, or for another processor."""

@@ -1,7 +1,8 @@
-"""Fixtures shared by all tests: a fixed seed, two threads, no calibration, and golden files."""
+"""Fixtures shared by all tests: a fixed seed, two threads, no calibration, no cache, and golden files."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="write the golden files instead of comparing with them"
     )
+
+
+def pytest_configure() -> None:
+    # Tests of the compiler compile. Here, since fixtures of a whole module come before those of a test.
+    os.environ["SEPC_CACHE"] = "0"
 
 
 @pytest.fixture(autouse=True)

@@ -45,6 +45,7 @@ def test_tvm_is_imported_under_backends_only() -> None:
         ("frontend", ("sepc.passes", "sepc.backends", "sepc.cost_model")),
         ("passes", ("sepc.backends", "sepc.frontend", "sepc._compile", "sepc.compiled")),
         ("backends", ("sepc.frontend", "sepc._compile", "sepc.compiled")),
+        ("runtime", ("sepc.ir", "sepc.passes", "sepc.backends", "sepc.frontend", "sepc._compile", "sepc.compiled")),
     ],
 )
 def test_arrows_between_packages_point_one_way(package: str, forbidden: tuple[str, ...]) -> None:

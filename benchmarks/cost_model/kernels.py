@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from benchmarks.cost_model.regions import FLOAT_BYTES, Region
 from sepc.backends.build import compile_objects, link
 from sepc.backends.regions import FloatArray, LoweredKernel, Result, Scratch, lower, lower_chain
-from sepc.backends.runtime import aligned_bytes
 from sepc.cost_model.tiling import ChainTiling, Tiling
 from sepc.passes.plan_memory import GAP_BYTES
+from sepc.runtime.executable import aligned_bytes
 from sepc.target import Target
 
 CALLS_PER_TURN: Final = 3

@@ -36,7 +36,7 @@ def arena_bytes(model: str, size: int, *, fuse: bool, threads: int) -> int:
     graph_module = captured(module, inputs)
     without = () if fuse else ("fuse",)
     run_passes(graph_module, target, threads, "canonicalize", "plan-memory", without=without)
-    return assemble(graph_module, target.vector_lanes, threads).arena_bytes
+    return assemble(graph_module, target.vector_lanes, threads).program.arena_bytes
 
 
 def arena_bytes_for_memory(model: str, size: int, threads: int) -> int:

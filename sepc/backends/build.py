@@ -8,34 +8,43 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import tvm
 
+from sepc.backends.program import Assembled
 from sepc.backends.stages.vector import Expr
 from sepc.c_compiler import c_compiler
 from sepc.errors import BuildError
+from sepc.runtime.executable import Executable, aligned_bytes
+from sepc.runtime.program import KernelCall
 from sepc.target import Target
 
 
-@dataclass(frozen=True)
-class Pointer:
-    """A kernel's pointer argument: `offset_bytes` into the memory block number `block`."""
+def build(assembled: Assembled, target: Target) -> tuple[Executable, dict[str, float]]:
+    """Compile the kernels of a program, link and load them. Also returns the seconds that each stage took.
 
-    block: int
-    offset_bytes: int
-
-
-@dataclass(frozen=True)
-class KernelCall:
-    """One kernel of a segment: its symbol and arguments. `number` counts the calls of the whole model, for timing."""
-
-    symbol: str
-    arguments: tuple[Pointer, ...]
-    number: int
+    The constants of `assembled` are gone afterwards: they are kept once, in the executable. Raises BuildError where
+    building fails, ArtifactError where the library cannot be loaded.
+    """
+    started = time.perf_counter()
+    program = assembled.program
+    with tempfile.TemporaryDirectory(prefix="sepc-") as name:
+        directory = Path(name)
+        objects = compile_objects(assembled.functions, target, directory)
+        compiled = time.perf_counter()
+        library = link(objects, entry_source(program.segments, assembled.parameters), directory).read_bytes()
+    constants = aligned_bytes(program.constants_bytes)
+    if assembled.constants:
+        constants.copy_(torch.frombuffer(assembled.constants, dtype=torch.uint8))
+        assembled.constants = bytearray()
+    executable = Executable.load(program, library, constants)
+    return executable, {"kernels": compiled - started, "link": time.perf_counter() - compiled}
 
 
 def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path) -> list[Path]:
@@ -54,6 +63,14 @@ def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path
 def compile_function(function: Expr, target: Target) -> Expr:
     """TVM's executable for one raw kernel."""
     return tvm.compile(function, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
+
+
+def source_of(function: Expr, form: str, target: Target) -> str:
+    """The code of one raw kernel as "tirx", "llvm" or "asm"."""
+    if form == "tirx":
+        return str(function.script())
+    module = compile_function(function, target).mod
+    return str(module.inspect_source({"llvm": "ll", "asm": "asm"}[form]))
 
 
 def entry_source(segments: Sequence[Sequence[KernelCall]], parameters: Mapping[str, int]) -> str:

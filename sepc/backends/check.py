@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 import torch
 
-from sepc.backends.program import CONSTANTS, RegionCheck
-from sepc.backends.runtime import Executable, view
+from sepc.backends.program import RegionCheck
 from sepc.ir.verify import relative_difference
+from sepc.runtime.executable import Executable, view
+from sepc.runtime.program import CONSTANTS
 
 TOLERANCE = 1e-4
 
 
-def wrong_regions(executable: Executable) -> dict[str, float]:
-    """The regions lowered by TVM whose results differ from PyTorch's: the largest relative difference, by name."""
-    checks = executable.program.checks
+def wrong_regions(checks: Sequence[RegionCheck], executable: Executable) -> dict[str, float]:
+    """The regions of `checks` whose results differ from PyTorch's: the largest relative difference, by name."""
     if not checks:
         return {}
     generator = torch.Generator().manual_seed(0)

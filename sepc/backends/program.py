@@ -1,8 +1,6 @@
-"""A planned graph as a program: which kernels and host operators run in which order on which memory.
+"""From a planned graph to a program: which kernels and calls of PyTorch run in which order on which memory.
 
-Memory is a handful of blocks, each a base address: the arena, the constants, then the graph's inputs and the storages
-of its results. A kernel's argument is a block and an offset, so one table of addresses is all that changes from call to
-call.
+What a program is tells `sepc.runtime.program`.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from numpy.typing import NDArray
 from torch import fx
 
 from sepc.backends import generic
-from sepc.backends.build import KernelCall, Pointer
 from sepc.backends.regions import Argument, LoweredKernel, Result, Scratch, lower, lower_chain, lower_concatenation
 from sepc.backends.stages.vector import Expr
 from sepc.cost_model.tiling import ChainTiling, RowTiling
@@ -27,41 +24,18 @@ from sepc.ir.layout import layout, same_strides, storage_elements
 from sepc.ir.problem import contiguous_strides
 from sepc.passes.choose_tiling import chain_problems, choice, region_problem
 from sepc.passes.plan_memory import ALIGNMENT_BYTES, MemoryPlan
-
-ARENA, CONSTANTS, FIRST_INPUT = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class TensorReference:
-    """A tensor in a memory block; strides and offset in elements of `dtype`."""
-
-    block: int
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True)
-class HostCall:
-    """A region that PyTorch runs: its graph is called on `inputs`, and its results are copied to `results`.
-
-    `positions` says which elements of the tuple that the graph returns are wanted; None where it returns one tensor.
-    """
-
-    graph: fx.GraphModule
-    inputs: tuple[TensorReference, ...]
-    results: tuple[TensorReference, ...]
-    positions: tuple[int, ...] | None
-    number: int
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A block that is allocated for a result of the graph at each call."""
-
-    elements: int
-    dtype: torch.dtype
+from sepc.runtime.host_graph import HostGraph, HostOp, Value
+from sepc.runtime.program import (
+    ARENA,
+    CONSTANTS,
+    FIRST_INPUT,
+    HostCall,
+    KernelCall,
+    Pointer,
+    Program,
+    Storage,
+    TensorReference,
+)
 
 
 @dataclass(frozen=True)
@@ -76,58 +50,43 @@ class RegionCheck:
 
 
 @dataclass
-class Program:
-    """What the runtime executes.
+class Assembled:
+    """A program, and what it takes to build its library.
 
     Attributes:
-        steps: segments (lists of kernel calls) and host calls, in order.
+        program: what the runtime executes.
         functions: PrimFuncs of the kernels, by symbol. parameters: their numbers of pointers.
-        constants: the bytes of block 1. arena_bytes: the size of block 0.
-        inputs: the blocks of the inputs. storages: the blocks after them.
-        results: one per result of the graph.
-        calls: number of the first and past the last call of each region, by the region's name.
-        symbols: the kernels of each region, by the region's name.
+        constants: the bytes of block 1.
         checks: the regions that TVM lowered.
     """
 
-    steps: list[list[KernelCall] | HostCall] = field(default_factory=list)
+    program: Program = field(default_factory=Program)
     functions: dict[str, Expr] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     constants: bytearray = field(default_factory=bytearray)
-    arena_bytes: int = 0
-    inputs: list[Storage] = field(default_factory=list)
-    storages: list[Storage] = field(default_factory=list)
-    results: list[TensorReference] = field(default_factory=list)
-    calls: dict[str, tuple[int, int]] = field(default_factory=dict)
-    symbols: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checks: list[RegionCheck] = field(default_factory=list)
-    number_of_calls: int = 0
-
-    @property
-    def segments(self) -> list[list[KernelCall]]:
-        """The runs of kernels between host calls."""
-        return [step for step in self.steps if isinstance(step, list)]
 
 
-def assemble(graph_module: fx.GraphModule, vector_lanes: int, threads: int, on_host: Collection[str] = ()) -> Program:
+def assemble(graph_module: fx.GraphModule, vector_lanes: int, threads: int, on_host: Collection[str] = ()) -> Assembled:
     """The program of a graph whose layouts, tilings and memory are planned, for calls with up to `threads` threads.
 
     The regions named in `on_host` are not offered to TVM.
     """
-    return _Assembly(graph_module, vector_lanes, threads, on_host).run()
+    return _Assembler(graph_module, vector_lanes, threads, on_host).run()
 
 
-class _Assembly:
+class _Assembler:
     """One run of `assemble`."""
 
     def __init__(self, graph_module: fx.GraphModule, vector_lanes: int, threads: int, on_host: Collection[str]) -> None:
         self.graph_module, self.lanes, self.threads, self.on_host = graph_module, vector_lanes, threads, on_host
         self.plan: MemoryPlan = graph_module.meta["sepc_memory"]
-        self.program = Program()
+        self.assembled = Assembled()
+        self.program = self.assembled.program
         self.blocks: dict[fx.Node, tuple[int, int]] = {}  # owner → block, offset in bytes
         self.arena_bytes = self.plan.arena_bytes
 
-    def run(self) -> Program:
+    def run(self) -> Assembled:
         program, graph = self.program, self.graph_module.graph
         inputs = graph.find_nodes(op="placeholder")
         for index, node in enumerate(inputs):
@@ -145,7 +104,8 @@ class _Assembly:
                 self._region(node)
         program.results = list(map(self._reference, region.results(self.graph_module)))
         program.arena_bytes = self.arena_bytes
-        return program
+        program.constants_bytes = len(self.assembled.constants)
+        return self.assembled
 
     def _region(self, node: fx.Node) -> None:
         graph, kind = region.submodule(self.graph_module, node), region.info(node)
@@ -190,8 +150,8 @@ class _Assembly:
             last.append(call)
         else:
             self.program.steps.append([call])
-        self.program.functions[symbol] = function
-        self.program.parameters[symbol] = len(arguments)
+        self.assembled.functions[symbol] = function
+        self.assembled.parameters[symbol] = len(arguments)
         self.program.number_of_calls += 1
         return call
 
@@ -213,14 +173,15 @@ class _Assembly:
             calls.append(self._kernel_call(kernel.name, kernel.function, arguments))
         inputs = tuple(map(self._reference, region.inputs(node)))
         graph = region.submodule(self.graph_module, node)
-        self.program.checks.append(RegionCheck(node.name, graph, inputs, self._reference(node), tuple(calls)))
+        self.assembled.checks.append(RegionCheck(node.name, graph, inputs, self._reference(node), tuple(calls)))
         return tuple(kernel.name for kernel in lowered.kernels)
 
     def _host_call(self, node: fx.Node, graph: fx.GraphModule) -> None:
         inputs = tuple(map(self._reference, region.inputs(node)))
         owners, positions = _results_of(node)
         results = tuple(map(self._reference, owners))
-        self.program.steps.append(HostCall(graph, inputs, results, positions, self.program.number_of_calls))
+        call = HostCall(_host_graph(graph), inputs, results, positions, self.program.number_of_calls)
+        self.program.steps.append(call)
         self.program.number_of_calls += 1
 
     # ---- memory
@@ -253,11 +214,35 @@ class _Assembly:
 
     def _constant(self, array: NDArray[Any]) -> int:
         """Append `array` to the constants; returns its offset in bytes."""
-        constants = self.program.constants
+        constants = self.assembled.constants
         constants.extend(bytes(_align(len(constants)) - len(constants)))
         offset = len(constants)
         constants.extend(np.ascontiguousarray(array).tobytes())
         return offset
+
+
+def _host_graph(graph: fx.GraphModule) -> HostGraph:
+    """A region's graph in the form in which PyTorch runs it."""
+    inputs = region.placeholders(graph)
+    constants = [node for node in graph.graph.nodes if node.op == "get_attr"]
+    values = {node: Value(index) for index, node in enumerate((*inputs, *constants, *region.computations(graph)))}
+
+    def plain(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return values[argument]
+        if isinstance(argument, list | tuple):  # Those of PyTorch's graphs are of a class of their own.
+            return (list if isinstance(argument, list) else tuple)(map(plain, argument))
+        return argument
+
+    host_ops = []
+    for node in region.computations(graph):
+        if not callable(node.target):
+            raise VerificationError("A region calls what is no function", where=node.name, why=str(node.target))
+        kwargs = {name: plain(argument) for name, argument in node.kwargs.items()}
+        host_ops.append(HostOp(node.target, tuple(map(plain, node.args)), kwargs))
+    (result,) = graph.graph.output_node().args
+    held = tuple(ops.constant(graph, node).detach() for node in constants)
+    return HostGraph(len(inputs), held, tuple(host_ops), plain(result))
 
 
 def _storage(owner: fx.Node) -> Storage:

@@ -138,11 +138,15 @@ def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: Cha
     arguments = _Arguments(region, lanes)
     first, last = problems[0], problems[-1]
     source = _source(first, arguments)
-    makers = [_stage_maker(problem, block, arguments) for problem, block in zip(problems, tiling.links, strict=True)]
+    chain = chain_of(problems)
+    turn_rows = chain.rows_for(tiling.step)
+    makers = [
+        _stage_maker(problem, block, arguments, rows)
+        for problem, block, rows in zip(problems, tiling.links, turn_rows, strict=True)
+    ]
     names = [_operand_names(problem, arguments) for problem in problems]
     out = arguments.result(_extents(last), last.result)
     means = arguments.result(_extents(last), last.row_means, 1)
-    chain = chain_of(problems)
     rings = chain.ring_elements(tiling.step)
     starts = [sum(map(_aligned_elements, rings[:index])) for index in range(len(rings) + 1)]
     per_thread = starts[-1] + THREAD_GAP_ELEMENTS
@@ -152,7 +156,7 @@ def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: Cha
         base = frame.thread * per_thread
         between = [
             Ring(frame.buffers[scratch], problem.result, base + start, rows=rows)
-            for problem, start, rows in zip(problems, starts, chain.rows_for(tiling.step)[:-1], strict=False)
+            for problem, start, rows in zip(problems, starts, turn_rows[:-1], strict=False)
         ]
         reads = [Operand(frame.buffers.get(source), first.source), *between]
         writes = [*between, Operand(frame.buffers[out], last.result)]
@@ -244,13 +248,16 @@ def _source_extent(problem: Problem) -> tuple[Strides, tuple[int, ...]]:
 _StageMaker = Callable[[Frame, Operand, "_Sink"], RowStage]
 
 
-def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments) -> _StageMaker:
-    """What makes the problem's stage; adds the constants that it reads to `arguments`."""
+def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments, turn_rows: int = 1) -> _StageMaker:
+    """What makes the problem's stage; adds the constants that it reads to `arguments`.
+
+    In a chain the stage computes about `turn_rows` rows at a time.
+    """
     anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes
     if isinstance(stage, Map) and anchor is None and isinstance(tiling, RowTiling):
         return lambda frame, read, sink: MappingStage(stage, tiling, lanes, sink.compute)
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, DenseTiling | LaneTiling):
-        return _convolution_maker(anchor, stage, tiling, arguments)
+        return _convolution_maker(anchor, stage, tiling, arguments, turn_rows)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
         return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
     if isinstance(stage, Normalization) and isinstance(tiling, RowTiling) and anchor is not None:
@@ -266,7 +273,7 @@ def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments) -> _St
 
 
 def _convolution_maker(
-    anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments
+    anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments, turn_rows: int
 ) -> _StageMaker:
     """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
     accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
@@ -283,7 +290,7 @@ def _convolution_maker(
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
         if isinstance(tiling, LaneTiling):
             return lanewise.LanewiseStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish)
-        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish)
+        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, turn_rows)
 
     return make
 

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from sepc.errors import InputError, ModelError, SepcError
 from sepc.ir.origin import Origin, source_line
+from sepc.runtime.signature import Constant, Results
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,31 +43,22 @@ _TRAINING_OPS = (
 
 
 @dataclass(frozen=True)
-class Constant:
-    """A leaf of the user's arguments or result that is no tensor of the graph: its value at capture."""
-
-    value: object
-
-
-@dataclass(frozen=True)
 class Captured:
     """A captured model.
 
     Attributes:
         graph_module: the graph; see docs/architecture.md, 'Captured graph'.
         input_spec: the pytree of ``(args, kwargs)``.
-        output_spec: the pytree of the result.
+        results: how the user's result is made of the graph's flat one.
         input_names: names of the placeholders, in order.
         input_leaves: per leaf of `input_spec` the index of its placeholder, or the value that export specialised.
-        output_leaves: per leaf of `output_spec` the index into the graph's flat result, or the value it always has.
     """
 
     graph_module: fx.GraphModule
     input_spec: pytree.TreeSpec
-    output_spec: pytree.TreeSpec
+    results: Results
     input_names: tuple[str, ...]
     input_leaves: tuple[int | Constant, ...]
-    output_leaves: tuple[int | Constant, ...]
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
         """The graph's inputs for a call ``model(*args, **kwargs)``.
@@ -97,8 +89,7 @@ class Captured:
 
     def unflatten(self, outputs: Sequence[torch.Tensor]) -> Any:
         """The user's result from the graph's flat `outputs`."""
-        leaves = [place.value if isinstance(place, Constant) else outputs[place] for place in self.output_leaves]
-        return pytree.tree_unflatten(leaves, self.output_spec)
+        return self.results.unflatten(outputs)
 
 
 def capture(
@@ -114,28 +105,36 @@ def capture(
             changes its inputs or buffers, has dynamic shapes, or cannot be exported.
         InputError: a tensor argument is not on the CPU, or is floating but not float32.
     """
+    return finish(export(model, args, kwargs))
+
+
+def export(
+    model: nn.Module | ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> ExportedProgram:
+    """The first half of `capture`, what torch.export makes of `model`: as yet with ATen's operators of training."""
     if isinstance(model, ExportedProgram):
         _check_parameters((name, value) for name, value in model.state_dict.items() if isinstance(value, nn.Parameter))
-        program = _guarded(lambda: model.run_decompositions({}))
-    else:
-        _check_modes(model)
-        _check_parameters(model.named_parameters())
-        _check_inputs(args, kwargs or {})
-        program = _export(model, tuple(args), dict(kwargs or {}))
+        return model
+    _check_modes(model)
+    _check_parameters(model.named_parameters())
+    _check_inputs(args, kwargs or {})
+    exported = _guarded(lambda: torch.export.export(model, tuple(args), dict(kwargs or {})))
+    exported.example_inputs = None  # They would live as long as the program.
+    return exported
+
+
+def finish(exported: ExportedProgram) -> Captured:
+    """The second half of `capture`: from what torch.export made to a functional graph with its constants."""
+    program = _guarded(lambda: exported.run_decompositions({}))
     _check_signature(program)
     _check_nodes(program)
     return _unlift(program)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    # Without gradients: with them, a `torch.no_grad()` inside the model would become a nested graph.
-    with torch.no_grad():
-        return _guarded(lambda: torch.export.export(model, args, kwargs).run_decompositions({}))
-
-
 def _guarded(export: Callable[[], ExportedProgram]) -> ExportedProgram:
     try:
-        with _quiet():
+        # Without gradients: with them, a `torch.no_grad()` inside the model would become a nested graph.
+        with _quiet(), torch.no_grad():
             return export()
     except SepcError:
         raise
@@ -331,10 +330,9 @@ def _unlift(program: ExportedProgram) -> Captured:
     return Captured(
         graph_module=fx.GraphModule(root, graph, class_name="Captured"),
         input_spec=call_spec.in_spec,
-        output_spec=call_spec.out_spec,
+        results=Results(call_spec.out_spec, tuple(output_leaves)),
         input_names=tuple(input_names),
         input_leaves=tuple(input_leaves),
-        output_leaves=tuple(output_leaves),
     )
 
 

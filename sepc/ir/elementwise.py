@@ -32,7 +32,7 @@ OPERATIONS: dict[OpOverload, int] = {
     aten.sqrt.default: 12,
     aten.rsqrt.default: 16,
     aten.reciprocal.default: 8,
-    aten.exp.default: 14,
+    aten.exp.default: 10,
     aten.relu.default: 1,
     aten.clamp.default: 2,
     aten.clamp_min.default: 1,
@@ -41,11 +41,11 @@ OPERATIONS: dict[OpOverload, int] = {
     aten.hardswish.default: 5,
     aten.hardsigmoid.default: 4,
     aten.leaky_relu.default: 3,
-    aten.sigmoid.default: 22,
-    aten.silu.default: 22,
+    aten.sigmoid.default: 13,
+    aten.silu.default: 13,
     aten.tanh.default: 22,
     aten.erf.default: 22,
-    aten.gelu.default: 26,
+    aten.gelu.default: 18,
     aten.clone.default: 0,
 }
 

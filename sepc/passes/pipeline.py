@@ -11,6 +11,8 @@ from sepc.passes.fold_batch_norm import FoldBatchNorm
 from sepc.passes.fuse import Fuse
 from sepc.passes.gather_means import GatherMeans
 from sepc.passes.group import Group
+from sepc.passes.merge_branches import MergeBranches
+from sepc.passes.merge_pointwise import MergePointwise
 from sepc.passes.place_concatenations import PlaceConcatenations
 from sepc.passes.plan_layout import PlanLayout
 from sepc.passes.plan_memory import PlanMemory
@@ -23,8 +25,13 @@ if TYPE_CHECKING:
 PIPELINE: tuple[Pass, ...] = (
     # First, so that every later pass has to know one spelling of each operation only.
     Canonicalize(),
+    # Reads normalisations inside of branches itself, and comes before they are folded, so that one behind the sum is
+    # folded into what the branches became.
+    MergeBranches(),
     # Before grouping: a normalisation folded into weights is one that no kernel has to compute.
     FoldBatchNorm(),
+    # Needs normalisations between convolutions folded; before grouping, as a convolution less is a region less.
+    MergePointwise(),
     # From here on a node is a kernel. Whatever rewrites single operations has to come before.
     Group(),
     # Needs the regions. Before fuse, which makes chains of the copies.
@@ -51,7 +58,9 @@ def pipeline(objective: Objective) -> tuple[Pass, ...]:
 
 PASSES: dict[str, type[Pass]] = {
     "canonicalize": Canonicalize,
+    "merge-branches": MergeBranches,
     "fold-batch-norm": FoldBatchNorm,
+    "merge-pointwise": MergePointwise,
     "group": Group,
     "recompute": Recompute,
     "fuse": Fuse,

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import sepc
-from sepc.backends.build import KernelCall, Pointer, entry_source, link
-from sepc.backends.program import ARENA, FIRST_INPUT, HostCall, Program
-from sepc.backends.runtime import HUGE_PAGE_BYTES, aligned_bytes
+from sepc.backends.build import entry_source, link
 from sepc.c_compiler import c_compiler
 from sepc.compiled import CompiledModel
 from sepc.errors import BuildError
+from sepc.runtime.executable import HUGE_PAGE_BYTES, aligned_bytes
+from sepc.runtime.program import ARENA, FIRST_INPUT, HostCall, KernelCall, Pointer, Program
 from tests.helpers import Function
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -116,7 +116,7 @@ def mixed() -> CompiledModel:
 
 
 def program_of(compiled: CompiledModel) -> Program:
-    return compiled._compiled().executable.program
+    return compiled._current().executable.program
 
 
 def test_a_host_call_splits_segments() -> None:
@@ -129,13 +129,15 @@ def test_a_host_call_splits_segments() -> None:
 
 
 def test_kernels_have_as_many_parameters_as_arguments_and_stay_in_their_blocks() -> None:
-    program = program_of(mixed())
+    compiled = mixed()
+    program, functions = program_of(compiled), compiled._last().lowered.functions
+    pointers = {name: len(function.params) - 2 for name, function in functions.items()}  # beside thread and threads
     sizes = {ARENA: program.arena_bytes, FIRST_INPUT: X.numel() * 4}
     for segment in program.segments:
         for call in segment:
-            assert len(call.arguments) == program.parameters[call.symbol]
+            assert len(call.arguments) == pointers[call.symbol]
             assert all(0 <= one.offset_bytes < sizes.get(one.block, 1 << 30) for one in call.arguments)
-    assert set(program.parameters) == set(program.functions)
+    assert {call.symbol for segment in program.segments for call in segment} == set(functions)
 
 
 def test_equal_kernels_are_compiled_once() -> None:
@@ -148,9 +150,9 @@ def test_equal_kernels_are_compiled_once() -> None:
 
 def test_profile_has_a_positive_time_for_every_region_also_of_pytorch() -> None:
     compiled = mixed()
-    profile = dict(compiled.profile(X, repeats=5))
-    assert list(profile) == [one.name for one in compiled.regions]
-    assert all(0 < time_us < 1e6 for time_us in profile.values())
+    profile = compiled.profile(X, repeats=5)
+    assert [row.name for row in profile] == [one.name for one in compiled.regions]
+    assert all(0 < row.measured_us < 1e6 for row in profile)
 
 
 def test_an_arena_made_in_inference_mode_serves_later_calls() -> None:
@@ -162,7 +164,7 @@ def test_an_arena_made_in_inference_mode_serves_later_calls() -> None:
 
 def test_arenas_are_kept_and_reused() -> None:
     compiled = mixed()
-    executable = compiled._compiled().executable
+    executable = compiled._current().executable
     for _ in range(3):
         compiled(X)
     assert len(executable._arenas) == 1

@@ -114,7 +114,7 @@ def test_only_decisions_that_matter_count() -> None:
 def test_chains_are_all_runs_of_neighbours_as_long_as_allowed() -> None:
     chains = list(fusion.chains_of(grouped(BLOCK)))
     assert sorted(map(len, chains)) == [2, 2, 3]
-    five = nn.Sequential(*(nn.Conv2d(8, 8, 1) for _ in range(5)))
+    five = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Conv2d(8, 8, 1), nn.ReLU())))
     assert max(len(run) for run in fusion.chains_of(grouped(five))) == LONGEST["time"] == 4
 
 

@@ -72,6 +72,12 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
         (lambda self, x: x.clamp_min(0.5), ["clamp.default"]),
         (lambda self, x: x.clamp_max(0.5), ["clamp.default"]),
         (lambda self, x: x.clamp(min=0), ["relu.default"]),
+        # powers
+        (lambda self, x: x**2, ["square.default"]),
+        (lambda self, x: x.abs().pow(0.5), ["abs.default", "sqrt.default"]),
+        (lambda self, x: torch.pow(x.abs() + 1, -0.5), ["abs.default", "add.Tensor", "rsqrt.default"]),
+        (lambda self, x: x**-1, ["reciprocal.default"]),
+        (lambda self, x: x**3, ["pow.Tensor_Scalar"]),
         # global pooling
         (lambda self, x: x.mean((2, 3)), ["mean.dim", "view.default"]),
         (lambda self, x: x.mean((-1, -2), keepdim=True), ["mean.dim"]),

@@ -1,12 +1,17 @@
 """Transcendental functions on vectors, as polynomials: TVM's own become one scalar library call per lane.
 
 Each takes and returns a float32 expression of any number of lanes. Relative errors against float64, over the range
-where the result is a normal number: exp 8e-8, sigmoid 1e-7, silu 1.2e-7; absolute errors: tanh 2.4e-7, erf 2.6e-7,
-gelu 8e-7. NaN propagates: every minimum and maximum has its constant first, which returns the other operand where that
-is NaN.
+where the result is a normal number: exp 3e-7, sigmoid 4e-7, silu 4e-7; absolute errors: tanh 2.4e-7, erf 2.6e-7,
+gelu 1e-6, gelu_tanh 1e-6. NaN propagates: every minimum and maximum has its constant first, which returns the other
+operand where that is NaN.
 
-Sources: exp follows the Cephes library (range reduction by ln 2 in two parts, minimax polynomial of degree 5); tanh and
-erf are the rational minimax approximations that Eigen uses for float32.
+exp(x) is 2^n · e^r with n the integer next to x / ln 2. Adding 1.5 · 2^23 rounds to it, and leaves n in the low bits
+of the sum, from where a shift moves it into the exponent; ln 2 is one float32, since a fused multiply-add rounds once:
+over the range the error is at most 126 · 1.9e-9. The polynomials of exp and gelu are minimax fits of our own (degree 5;
+degrees 13 / 8 of the rational function); tanh and erf are the rational minimax approximations that Eigen uses.
+
+Cycles per vector of 16 on Zen 5, in the first-level cache: silu 6.2, gelu 8.8. Division overlaps with the rest, so that
+approximate reciprocals with a Newton step were slower (silu 9.6 against 7.6 at the time).
 """
 
 from __future__ import annotations
@@ -47,30 +52,62 @@ def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     return result
 
 
-def exp(x: Expr) -> Expr:
-    """e to the power of `x`; saturates below -87.3 and above 88.4."""
+_LN2 = 0.6931471805599453
+# Rounds to an integer n; the low bits become n + 127, the biased exponent of 2^n.
+_ROUND = 12582912.0 + 127.0
+# Where 2^n is a normal number.
+_LOWEST, _HIGHEST = -87.33654, 88.37626
+
+
+def _fused(left: Expr, right: Expr, addend: Expr) -> Expr:
+    """left · right + addend, rounded once."""
+    return tirx.call_llvm_pure_intrin(left.ty.dtype, "llvm.fma", left, right, addend)
+
+
+def _exp(x: Expr, sign: int = 1) -> tuple[Expr, Expr]:
+    """Two factors of e to the power of sign · x, the first between 0.7 and 1.42, the second a power of 2."""
     lanes = lanes_of(x)
     suffix = "" if lanes == 1 else f"x{lanes}"
-    x = T.Bind(clamp(x, -87.33654, 88.37626))
-    exponent = T.Bind(tirx.floor(x * _like(1.44269504, x) + _like(0.5, x)))
-    rest = T.Bind(x - exponent * _like(0.693359375, x) - exponent * _like(-2.12194440e-4, x))
+    x = T.Bind(clamp(x, min(sign * _LOWEST, sign * _HIGHEST), max(sign * _LOWEST, sign * _HIGHEST)))
+    rounded = T.Bind(_fused(x, _like(sign / _LN2, x), _like(_ROUND, x)))
+    exponent = T.Bind(rounded - _like(_ROUND, x))
+    rest = T.Bind(_fused(exponent, _like(-sign * _LN2, x), x))  # sign · r
     series = _polynomial(
-        rest, [1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1]
+        rest,
+        [
+            sign * 0.008312488906085491,
+            0.04189015552401543,
+            sign * 0.16667114198207855,
+            0.499992311000824,
+            sign,
+            1.0,
+        ],
     )
-    mantissa = series * rest * rest + rest + _like(1, x)
-    biased = tirx.Cast("int32" + suffix, exponent) + constant(127, lanes, "int32")
-    return mantissa * tirx.reinterpret("float32" + suffix, tirx.shift_left(biased, constant(23, lanes, "int32")))
+    bits = tirx.shift_left(tirx.reinterpret("int32" + suffix, rounded), constant(23, lanes, "int32"))
+    return series, tirx.reinterpret("float32" + suffix, bits)
+
+
+def exp(x: Expr) -> Expr:
+    """e to the power of `x`; saturates below -87.3 and above 88.4."""
+    series, scale = _exp(x)
+    return series * scale
+
+
+def _one_plus_exp_minus(x: Expr) -> Expr:
+    """1 + e to the power of -x."""
+    series, scale = _exp(x, -1)
+    return _fused(series, scale, _like(1, x))
 
 
 def sigmoid(x: Expr) -> Expr:
     """1 / (1 + exp(-x))."""
-    return _like(1, x) / (_like(1, x) + exp(_like(0, x) - x))
+    return _like(1, x) / _one_plus_exp_minus(x)
 
 
 def silu(x: Expr) -> Expr:
     """x · sigmoid(x)."""
     x = T.Bind(x)
-    return x / (_like(1, x) + exp(_like(0, x) - x))
+    return x / _one_plus_exp_minus(x)
 
 
 def tanh(x: Expr) -> Expr:
@@ -119,13 +156,30 @@ def erf(x: Expr) -> Expr:
 
 
 def gelu(x: Expr) -> Expr:
-    """x · Φ(x), by the error function."""
+    """x · Φ(x), with Φ(x) - 1/2 a rational function up to ±5.4, where it is 1/2 in float32."""
     x = T.Bind(x)
-    return x * _like(0.5, x) * (_like(1, x) + erf(x * _like(0.70710678118, x)))
+    limited = T.Bind(clamp(x, -5.4, 5.4))
+    square = T.Bind(limited * limited)
+    numerator = _polynomial(
+        square,
+        [
+            1.1448937631275413e-10,
+            -2.3101653923163212e-8,
+            3.5253603982710047e-6,
+            1.897090405691415e-4,
+            4.621933214366436e-3,
+            3.762846440076828e-2,
+            3.9894169569015503e-1,
+        ],
+    )
+    denominator = _polynomial(
+        square, [6.94875925546512e-5, 1.9356649136170745e-3, 3.0091607943177223e-2, 2.6098084449768066e-1, 1.0]
+    )
+    return x * (_like(0.5, x) + limited * numerator / denominator)
 
 
 def gelu_tanh(x: Expr) -> Expr:
-    """The approximation of gelu by tanh that PyTorch calls ``approximate="tanh"``."""
+    """The approximation of gelu by tanh that PyTorch calls ``approximate="tanh"``, as x · sigmoid(2 · inner)."""
     x = T.Bind(x)
-    inner = _like(0.7978845608, x) * (x + _like(0.044715, x) * x * x * x)
-    return _like(0.5, x) * x * (_like(1, x) + tanh(inner))
+    twice_inner = x * (_like(1.5957691216057308, x) + _like(0.07135481282, x) * (x * x))
+    return x / _one_plus_exp_minus(T.Bind(twice_inner))

@@ -7,8 +7,10 @@ Pattern and equation.
     add.Scalar(x, n, alpha)                    →    add.Tensor(x, n · alpha);      sub, mul, div alike
     add(constant, x), mul(constant, x)         →    add(x, constant), mul(x, constant)
     add(x, constant of one element)            →    add(x, number)
+    pow(x, 2)                                  →    square(x);      0.5, -0.5, -1 to sqrt, rsqrt, reciprocal
 
-Preconditions. The operator commutes (add without alpha, mul) where operands are exchanged; the type stays.
+Preconditions. The operator commutes (add without alpha, mul) where operands are exchanged; the type stays, and powers
+are of floating-point tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import math
 from torch import fx
 from torch._ops import OpOverload
 
-from sepc.ir.ops import Binary, arguments, aten, constant, is_constant, is_op, shape
+from sepc.ir.ops import Binary, arguments, aten, constant, dtype, is_constant, is_op, shape
 from sepc.passes.rules.respell import Call, Respell
 
 _SCALAR_BINARY = (aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar)
@@ -29,6 +31,12 @@ _CLAMPS = (
     aten.clamp_max.default,
     aten.clamp.default,
 )
+_POWERS: dict[float, OpOverload] = {
+    2: aten.square.default,
+    0.5: aten.sqrt.default,
+    -0.5: aten.rsqrt.default,
+    -1: aten.reciprocal.default,
+}
 
 
 def _as_clamp(node: fx.Node, module: fx.GraphModule) -> Call | None:
@@ -56,5 +64,12 @@ def _as_binary(node: fx.Node, module: fx.GraphModule) -> Call | None:
     return (target, (second, first)) if commutes and is_constant(first) and not is_constant(second) else None
 
 
+def _as_root_or_square(node: fx.Node, module: fx.GraphModule) -> Call | None:
+    named = arguments(node)
+    target = _POWERS.get(named["exponent"])
+    return (target, (named["self"],)) if target is not None and dtype(node).is_floating_point else None
+
+
 AS_CLAMP = Respell(_CLAMPS, _as_clamp)
 AS_BINARY = Respell((*Binary.targets, *_SCALAR_BINARY), _as_binary)
+AS_ROOT_OR_SQUARE = Respell((aten.pow.Tensor_Scalar,), _as_root_or_square)

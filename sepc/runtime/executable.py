@@ -10,16 +10,14 @@ import ctypes
 import mmap
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from sepc.backends.build import compile_function, compile_objects, entry_source, link
-from sepc.backends.program import HostCall, Program, TensorReference
-from sepc.target import Target
+from sepc.errors import ArtifactError
+from sepc.runtime.program import HostCall, Program, TensorReference
 
 ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
@@ -30,15 +28,23 @@ class Executable:
     """A program with its library loaded.
 
     Attributes:
-        program: what is run. target: what it was compiled for. build_times_s: seconds by stage of building.
+        program: what is run. library: the shared library, as a file has it.
+        constants: block 1, as `aligned_bytes` makes it.
     """
 
     program: Program
-    target: Target
-    build_times_s: Mapping[str, float]
-    _library: ctypes.CDLL
-    _constants: torch.Tensor
-    _arenas: list[torch.Tensor]
+    library: bytes
+    constants: torch.Tensor
+    _functions: ctypes.CDLL
+    _arenas: list[torch.Tensor] = field(default_factory=list)
+
+    @staticmethod
+    def load(program: Program, library: bytes, constants: torch.Tensor) -> Executable:
+        """`program` with its library loaded. Raises ArtifactError if this system cannot load it."""
+        functions = _loaded(library)
+        functions.sepc_run.restype = None
+        functions.sepc_run.argtypes = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
+        return Executable(program, library, constants, functions)
 
     def run(
         self, inputs: Sequence[torch.Tensor], threads: int, stamps: ctypes.Array[Any] | None = None
@@ -53,14 +59,14 @@ class Executable:
         except IndexError:
             arena = aligned_bytes(self.program.arena_bytes)
         storages = [torch.empty(storage.elements, dtype=storage.dtype) for storage in self.program.storages]
-        blocks = [arena, self._constants, *inputs, *storages]
+        blocks = [arena, self.constants, *inputs, *storages]
         table = (ctypes.c_void_p * len(blocks))(*[block.data_ptr() for block in blocks])
         segment = 0
         for step in self.program.steps:
             if isinstance(step, HostCall):
                 _run_on_host(step, blocks, stamps)
             else:
-                self._library.sepc_run(segment, table, threads, stamps, step[0].number)
+                self._functions.sepc_run(segment, table, threads, stamps, step[0].number)
                 segment += 1
         results = [view(reference, blocks) for reference in self.program.results]
         arenas.append(arena)
@@ -79,39 +85,28 @@ class Executable:
 
     def kernel(self, symbol: str) -> Any:
         """The C function of kernel `symbol`: pointers, thread, threads."""
-        return getattr(self._library, symbol)
+        return getattr(self._functions, symbol)
 
     def scratch_blocks(self) -> list[torch.Tensor]:
         """Memory blocks as a call has them, inputs included, with nothing in them but the constants."""
         own = [torch.empty(s.elements, dtype=s.dtype) for s in (*self.program.inputs, *self.program.storages)]
-        return [aligned_bytes(self.program.arena_bytes), self._constants, *own]
-
-    def source(self, symbol: str, form: str) -> str:
-        """The code of kernel `symbol` as "tirx", "llvm" or "asm"."""
-        function = self.program.functions[symbol]
-        if form == "tirx":
-            return str(function.script())
-        module = compile_function(function, self.target).mod
-        return str(module.inspect_source({"llvm": "ll", "asm": "asm"}[form]))
+        return [aligned_bytes(self.program.arena_bytes), self.constants, *own]
 
 
-def build(program: Program, target: Target) -> Executable:
-    """Compile the kernels of `program`, link and load them. Raises BuildError where that fails."""
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="sepc-") as name:
-        directory = Path(name)
-        objects = compile_objects(program.functions, target, directory)
-        compiled = time.perf_counter()
-        library = link(objects, entry_source(program.segments, program.parameters), directory)
-        loaded = ctypes.CDLL(str(library))  # The file may go once it is mapped.
-    loaded.sepc_run.restype = None
-    loaded.sepc_run.argtypes = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
-    constants = aligned_bytes(len(program.constants))
-    if program.constants:
-        constants.copy_(torch.frombuffer(program.constants, dtype=torch.uint8))
-        program.constants = bytearray()  # Kept once, in the aligned copy.
-    times = {"kernels": compiled - started, "link": time.perf_counter() - compiled}
-    return Executable(program, target, times, loaded, constants, [])
+def _loaded(library: bytes) -> ctypes.CDLL:
+    """The shared library, mapped from a file that nobody else can read or change, and that is gone afterwards."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix="sepc-", suffix=".so") as file:
+            file.write(library)
+            file.flush()
+            return ctypes.CDLL(file.name)
+    except OSError as error:
+        raise ArtifactError(
+            "The library of a compiled model cannot be loaded",
+            where=tempfile.gettempdir(),
+            why=str(error),
+            fix="install what it names (libgomp.so.1 is GCC's OpenMP), or set TMPDIR to a directory that is not noexec",
+        ) from error
 
 
 def aligned_bytes(size_bytes: int) -> torch.Tensor:

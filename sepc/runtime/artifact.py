@@ -1,0 +1,238 @@
+"""The file that compiled models are kept in: see docs/artefact.md.
+
+A zip archive without compression: `manifest.json`, and per specialisation a directory with its description as JSON, its
+library, its constants and the tensors of its calls of PyTorch. Nothing in it is unpickled or unpacked to a path that it
+names. All of it is checked before the library is loaded; but what the library does cannot be checked, so load only
+files that you would run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import zipfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+import torch
+
+from sepc import __version__ as sepc_version
+from sepc.cost_model.detect import HostCpu, host_cpu
+from sepc.errors import ArtifactError, SepcError
+from sepc.runtime.encoding import Decoder, Encoder
+from sepc.runtime.executable import Executable, aligned_bytes
+from sepc.runtime.program import Program
+from sepc.runtime.soundness import require_sound
+from sepc.runtime.specialization import Description, Specialization
+from sepc.target import Target
+
+FORMAT: Final = "sepc"
+FORMAT_VERSION: Final = 1
+MANIFEST: Final = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the archive, as the manifest tells of it: blake2b with 32 bytes, in hexadecimal digits."""
+
+    size_bytes: int
+    blake2b: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a file begins with.
+
+    Attributes:
+        format, format_version: what sort of file this is.
+        versions: of sepc, torch and TVM, with which it was made.
+        target: what it was compiled for. cpu_features: LLVM's names of what its kernels may use.
+        specializations: how many there are.
+        members: all other members of the archive.
+    """
+
+    format: str
+    format_version: int
+    versions: dict[str, str]
+    target: Target
+    cpu_features: tuple[str, ...]
+    specializations: int
+    members: dict[str, Member]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a specialisation's JSON holds."""
+
+    description: Description
+    program: Program
+
+
+def save(path: Path, target: Target, specializations: Iterable[Specialization]) -> None:
+    """Write an artefact to `path`, whole or not at all.
+
+    Raises ArtifactError if something in a specialisation cannot be written, or the file cannot.
+    """
+    own = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with own.open("xb") as file:
+            _write(file, target, specializations)
+        own.replace(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ArtifactError("The file cannot be written", where=str(path), why=why, fix="give another path") from error
+    finally:
+        with suppress(OSError):
+            own.unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[Target, list[Specialization]]:
+    """The target and the specialisations in the file at `path`.
+
+    Raises ArtifactError if the file is damaged, foreign or not for this host.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest, entries = _read(archive, path)
+    except SepcError:
+        raise
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ArtifactError("The file cannot be read", where=str(path), why=why, fix="check the path") from error
+    except (*_MALFORMED, zipfile.BadZipFile) as error:
+        why = str(error) or type(error).__name__
+        fix = "copy it again from where it was saved, or compile and save the model anew"
+        raise ArtifactError("The file is no artefact of sepc, or damaged", where=str(path), why=why, fix=fix) from error
+    # All that can be wrong with the file has been found before the first library is loaded.
+    loaded = [Executable.load(entry.program, library, constants) for entry, library, constants in entries]
+    descriptions = (entry.description for entry, _, _ in entries)
+    return manifest.target, list(map(Specialization, descriptions, loaded))
+
+
+# What zipfile, json and the decoder raise for files that somebody has changed.
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError, RuntimeError, OverflowError)
+
+
+def versions() -> dict[str, str]:
+    """The versions that an artefact is made with; TVM's without importing it."""
+    found = {"sepc": sepc_version, "torch": torch.__version__}
+    for name in ("apache-tvm", "apache-tvm-ffi"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = ""
+    return found
+
+
+def digest(content: bytes | bytearray | memoryview) -> str:
+    """The checksum of a member."""
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
+
+
+def required_features(target: Target) -> tuple[str, ...]:
+    """LLVM's names of the features that code for `target` may use: all that a host with none of them lacks."""
+    return target.missing_features(HostCpu(target.machine.architecture, "", flags=frozenset(), machine_name=""))
+
+
+def _write(file: IO[bytes], target: Target, specializations: Iterable[Specialization]) -> None:
+    members: dict[str, bytes | memoryview] = {}
+    count = 0
+    for number, one in enumerate(specializations):
+        encoder, executable = Encoder(), one.executable
+        text = json.dumps(encoder.encode(Entry(one.description, executable.program)), ensure_ascii=False)
+        constants = executable.constants[: executable.program.constants_bytes].numpy().data
+        contents = (text.encode(), executable.library, constants, bytes(encoder.tensors))
+        members.update(zip(_names(number), contents, strict=True))
+        count += 1
+    manifest = Manifest(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        versions=versions(),
+        target=target,
+        cpu_features=required_features(target),
+        specializations=count,
+        members={name: Member(len(content), digest(content)) for name, content in members.items()},
+    )
+    heading = json.dumps(Encoder().encode(manifest), indent=1, ensure_ascii=False)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in {MANIFEST: heading.encode(), **members}.items():
+            # With the earliest time that the format knows: equal contents make equal files.
+            archive.writestr(zipfile.ZipInfo(name), content)
+
+
+def _names(number: int) -> tuple[str, str, str, str]:
+    """The members of specialisation `number`: its `Entry`, its library, its constants, tensors of calls of PyTorch."""
+    return f"{number}/entry.json", f"{number}/library.so", f"{number}/constants.bin", f"{number}/tensors.bin"
+
+
+def _read(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, list[tuple[Entry, bytes, torch.Tensor]]]:
+    """The manifest, and per specialisation its entry, library and constants. Raises `_MALFORMED` and ArtifactError."""
+    infos = {info.filename: info for info in archive.infolist()}
+    if MANIFEST not in infos or len(infos) != len(archive.infolist()):
+        raise ValueError("it is a zip archive of something else")
+    manifest = _manifest(archive.read(infos[MANIFEST]), path)
+    count = manifest.specializations
+    expected = {name for number in range(min(count, len(infos))) for name in _names(number)}
+    if count < 1 or infos.keys() != {MANIFEST, *expected} or manifest.members.keys() != expected:
+        raise ValueError("its members are not those that its manifest lists")
+    _require_host(manifest, path)
+    entries = []
+    for number in range(count):
+        text, library, constants, tensors = (
+            _checked(archive, infos[name], manifest.members[name]) for name in _names(number)
+        )
+        entry: Entry = Decoder(tensors).decode(Entry, json.loads(text))
+        require_sound(entry.description, entry.program, len(constants))
+        memory = aligned_bytes(len(constants))
+        if constants:
+            memory.numpy()[:] = np.frombuffer(constants, dtype=np.uint8)
+        entries.append((entry, library, memory))
+    return manifest, entries
+
+
+def _manifest(content: bytes, path: Path) -> Manifest:
+    found = json.loads(content)
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError("it is a zip archive of something else")
+    if found.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            "The file has another format",
+            where=str(path),
+            why=f"it is of version {found.get('format_version')}, sepc {sepc_version} reads {FORMAT_VERSION}",
+            fix="load it with the version of sepc that saved it, or compile and save the model anew",
+        )
+    manifest: Manifest = Decoder().decode(Manifest, found)
+    return manifest
+
+
+def _checked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, expected: Member) -> bytes:
+    """A member whose size and checksum are those of the manifest."""
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != expected.size_bytes:
+        raise ValueError(f"{info.filename} has not the size that the manifest tells")
+    content = archive.read(info)
+    if digest(content) != expected.blake2b:
+        raise ValueError(f"the checksum of {info.filename} is wrong")
+    return content
+
+
+def _require_host(manifest: Manifest, path: Path) -> None:
+    """Nothing, if this host can run the kernels; raises ArtifactError otherwise."""
+    target, host = manifest.target, host_cpu()
+    try:
+        more = tuple(set(manifest.cpu_features) - set(required_features(target)))
+        missing = (*target.missing_features(host), *sorted(host.lacks(more)))
+    except KeyError as error:
+        raise ValueError(f"it is compiled for a core that this sepc does not know, {target.llvm_cpu!r}") from error
+    if missing:
+        raise ArtifactError(
+            f"This host cannot run kernels for {target.llvm_cpu} (target '{target.name}')",
+            where=str(path),
+            why=f"it lacks {', '.join(missing)}",
+            fix="compile for a target that all hosts have, such as 'x86-64-v3', and save that",
+        )

@@ -1,0 +1,107 @@
+"""How a compiled model is called: the structures of its arguments and of its result, and what is fixed in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A leaf of the user's arguments or result that is no tensor of the graph: its value at capture."""
+
+    value: object
+
+
+@dataclass(frozen=True)
+class TensorLeaf:
+    """A tensor among the arguments. Its strides are those of a contiguous tensor, or else of a channels-last one."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    contiguous: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The calls that a specialisation is for: the pytree of ``(args, kwargs)`` and each leaf of it."""
+
+    spec: pytree.TreeSpec
+    leaves: tuple[TensorLeaf | Constant, ...]
+
+    @staticmethod
+    def of(spec: pytree.TreeSpec, leaves: Sequence[Any]) -> Signature:
+        """The signature of a call with these leaves, whose tensors are as `dense` leaves them."""
+        described = (
+            TensorLeaf(tuple(leaf.shape), leaf.dtype, leaf.is_contiguous())
+            if isinstance(leaf, torch.Tensor)
+            else Constant(leaf)
+            for leaf in leaves
+        )
+        return Signature(spec, tuple(described))
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal to `call_key` of a call that fits."""
+        parts = (
+            (leaf.shape, leaf.dtype, "cpu", leaf.contiguous)
+            if isinstance(leaf, TensorLeaf)
+            else (type(leaf.value), leaf.value)
+            for leaf in self.leaves
+        )
+        return (self.spec, *parts)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the tensors."""
+        return tuple(leaf.shape for leaf in self.leaves if isinstance(leaf, TensorLeaf))
+
+    def __str__(self) -> str:
+        """The shapes, and what else tells two signatures apart."""
+        parts = []
+        for leaf in self.leaves:
+            if isinstance(leaf, TensorLeaf):
+                dtype = str(leaf.dtype).removeprefix("torch.")
+                parts.append(f"{dtype}{list(leaf.shape)}{'' if leaf.contiguous else ' channels-last'}")
+            else:
+                parts.append(repr(leaf.value))
+        return ", ".join(parts)
+
+
+def call_key(spec: pytree.TreeSpec, leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """What a specialisation depends on: of a tensor type and strides, of another value itself and type (1 is not 1.0).
+
+    `leaves` as `dense` leaves them. Not all of what a caller passes can be hashed.
+    """
+    return (spec, *map(_key, leaves))
+
+
+def _key(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.dtype, leaf.device.type, leaf.is_contiguous()
+    return type(leaf), leaf
+
+
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, without its gradient, if it is contiguous or channels-last, else a contiguous copy."""
+    tensor = tensor.detach() if tensor.requires_grad else tensor
+    if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
+        return tensor
+    return tensor.contiguous()
+
+
+@dataclass(frozen=True)
+class Results:
+    """The user's result: its pytree, and per leaf the index into the flat results of the graph, or a fixed value."""
+
+    spec: pytree.TreeSpec
+    leaves: tuple[int | Constant, ...]
+
+    def unflatten(self, outputs: Sequence[torch.Tensor]) -> Any:
+        """The user's result from the graph's flat `outputs`."""
+        leaves = [place.value if isinstance(place, Constant) else outputs[place] for place in self.leaves]
+        return pytree.tree_unflatten(leaves, self.spec)
