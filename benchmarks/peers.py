@@ -97,13 +97,13 @@ def inductor(job: Job) -> Runner:
     import torch._inductor.config as inductor_config
 
     torch._dynamo.reset()
-    compiled = torch.compile(job.model)
-    options: dict[str, Any] = {"freezing": True}
-    if job.isa == AVX2:
-        # Said by the environment too, but unlike this, that is no part of the key under which Inductor caches code.
-        options["cpp.simdlen"] = 256
-    # The options are read while compiling, that is in the first call, and freezing only without gradients.
-    with torch.inference_mode(), inductor_config.patch(options):
+    # Set for the life of the process, not just for the first call: the code is compiled anew, in the next call, once
+    # another runner has reset Dynamo, as strict exports do (ExecuTorch's partitioner makes some). Without freezing it
+    # would then be half as fast. An option of `torch.compile` would come too late: Dynamo itself reads this one.
+    inductor_config.freezing = True
+    # Said by the environment too, but unlike this, that is no part of the key under which Inductor caches code.
+    compiled = torch.compile(job.model, options={"cpp.simdlen": 256} if job.isa == AVX2 else None)
+    with torch.inference_mode():  # It compiles in the first call, and freezes only without gradients.
         compiled(*job.inputs)
     return Runner(lambda: compiled(*job.inputs), _leaves, isa=_torch_isa(job))
 

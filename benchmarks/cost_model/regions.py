@@ -15,7 +15,7 @@ from sepc.cost_model.chain import predict_chain, stage_blocks, window_steps
 from sepc.cost_model.latency import Cost, compute_cycles, predict
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, candidates
-from sepc.cost_model.tiling import ChainTiling, StageTiling, Tiling
+from sepc.cost_model.tiling import ChainTiling, LinkTiling, Tiling
 from sepc.frontend.export import capture
 from sepc.ir import ops, region
 from sepc.ir.layout import layout, storage_elements
@@ -87,7 +87,7 @@ class Region:
             every = self._chain_tilings(machine)
         else:
             (problem,) = self.problems
-            every = candidates(problem.stage, machine, threads)
+            every = candidates(problem.stage, machine, threads, plain=not problem.may_mix_pixels)
             cycles = [compute_cycles(problem.stage, tiling, machine, problem.epilogue_cost) for tiling in every]
             limit = SENSIBLE_ARITHMETIC * min(cycles)
             every = [tiling for tiling, own in zip(every, cycles, strict=True) if own <= limit]
@@ -100,7 +100,7 @@ class Region:
         """Chain tilings of the best blocks of each link, by arithmetic, with all windows and tasks."""
         chain = chain_of(self.problems)
         height = chain.links[-1].out_height
-        blocks: list[list[StageTiling]] = []
+        blocks: list[list[LinkTiling]] = []
         for problem, link in zip(self.problems, chain.links, strict=True):
             own = stage_blocks(link, machine)
             cycles = {block: compute_cycles(link, block, machine, problem.epilogue_cost) for block in own}

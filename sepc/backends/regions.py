@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import fx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages import dense, lanewise
+from sepc.backends.stages import dense, lanewise, strassen
 from sepc.backends.stages.chain import ChainStage, RowStage
 from sepc.backends.stages.elementwise import Expression
 from sepc.backends.stages.kernel import Frame, Parameter, build_function
@@ -20,7 +20,7 @@ from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
 from sepc.backends.stages.row_means import RowMeans
 from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
-from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTiling, Tiling
+from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
 from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.layout import storage_elements
@@ -258,6 +258,8 @@ def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments, turn_r
         return lambda frame, read, sink: MappingStage(stage, tiling, lanes, sink.compute)
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, DenseTiling | LaneTiling):
         return _convolution_maker(anchor, stage, tiling, arguments, turn_rows)
+    if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, StrassenTiling):
+        return _product_maker(anchor, stage, tiling, arguments, problem.epilogue_cost)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
         return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
     if isinstance(stage, Normalization) and isinstance(tiling, RowTiling) and anchor is not None:
@@ -276,15 +278,11 @@ def _convolution_maker(
     anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments, turn_rows: int
 ) -> _StageMaker:
     """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
-    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
-    array = arguments.array(accessor.weight)
-    weight = array.reshape(*array.shape[:2], *conv.kernel)
     if isinstance(tiling, LaneTiling):
-        packed = lanewise.pack_weights(weight, conv, arguments.lanes)
+        packed = lanewise.pack_weights(_weight(anchor, conv, arguments), conv, arguments.lanes)
     else:
-        packed = dense.pack_weights(weight, conv, tiling.panel)
-    name = arguments.constant("weight", packed)
-    bias = "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))
+        packed = dense.pack_weights(_weight(anchor, conv, arguments), conv, tiling.panel)
+    name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
 
     def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
@@ -293,6 +291,38 @@ def _convolution_maker(
         return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, turn_rows)
 
     return make
+
+
+def _product_maker(
+    anchor: fx.Node, conv: Convolution, tiling: StrassenTiling, arguments: _Arguments, epilogue_cost: int
+) -> _StageMaker:
+    """The same for a matrix product of halves, which also needs scratch."""
+    packed = strassen.pack_weights(_weight(anchor, conv, arguments), conv, tiling.half.panel)
+    name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
+    per_thread = strassen.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
+    scratch = arguments.scratch(per_thread)
+
+    def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
+        weights, biases = frame.buffers[name], frame.buffers.get(bias)
+        memory = strassen.Scratch(frame.buffers[scratch], frame.thread * per_thread)
+        return strassen.StrassenStage(
+            conv, tiling, arguments.lanes, read, weights, biases, sink.finish, memory, epilogue_cost
+        )
+
+    return make
+
+
+def _weight(anchor: fx.Node, conv: Convolution, arguments: _Arguments) -> FloatArray:
+    """The weights of the convolution or linear layer `anchor`: [O, I/groups, KH, KW]."""
+    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+    array = arguments.array(accessor.weight)
+    return array.reshape(*array.shape[:2], *conv.kernel)
+
+
+def _bias(anchor: fx.Node, arguments: _Arguments) -> str:
+    """Add the bias of `anchor` to `arguments`; returns its parameter name, empty where there is none."""
+    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+    return "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))
 
 
 def _sink(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: Operand, means: str) -> _Sink:

@@ -18,7 +18,7 @@ from typing import Final, Literal
 from sepc.cost_model.latency import TASK_CYCLES, Cost, compute_cycles, time_of
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks, require_work
-from sepc.cost_model.tiling import ChainTiling, StageTiling
+from sepc.cost_model.tiling import ChainTiling, LinkTiling
 from sepc.cost_model.traffic import (
     FP32_BYTES,
     UNFORESEEN_STRIPS,
@@ -69,14 +69,14 @@ def window_steps(rows: int, objective: Objective = "time") -> list[int]:
     return sorted({step for step in (LEAST_STEPS if objective == "memory" else (*STEPS, rows)) if step <= rows})
 
 
-def _best_block(link: Stage, machine: Machine, epilogue_cost: int) -> StageTiling:
+def _best_block(link: Stage, machine: Machine, epilogue_cost: int) -> LinkTiling:
     blocks = stage_blocks(link, machine)
     return min(blocks, key=lambda block: compute_cycles(link, block, machine, epilogue_cost))
 
 
-def stage_blocks(link: Stage, machine: Machine) -> list[StageTiling]:
+def stage_blocks(link: Stage, machine: Machine) -> list[LinkTiling]:
     """The register blocks that `link` can have."""
-    return [block for block in register_blocks(link, machine) if isinstance(block, StageTiling)]
+    return [block for block in register_blocks(link, machine) if isinstance(block, LinkTiling)]
 
 
 def predict_chain(

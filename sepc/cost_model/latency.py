@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, Tiling
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
 from sepc.cost_model.traffic import Footprint, Nest, nest_of, streamed_footprint
 from sepc.ir.stage import ColumnSegment, Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
 
@@ -40,6 +40,11 @@ EPILOGUE_EXPOSED: Final = 0.75
 35 regions of MobileNet V1 to V3, EfficientNet-B0 and ConvNeXt on Zen 5: without it, the 90th percentile of error was
 29 %, blocks with SiLU being predicted up to 40 % too fast; with it 10 %, with all of the epilogue exposed 11 %.
 """
+SLOT_INSTRUCTIONS: Final = 3.5
+"""What one of the seven products of Strassen's algorithm takes beside multiply-adds, per vector of a block: together
+three stores (each as long as two additions), four additions of intermediate results, four of the bias, their loads."""
+SLOT_INSTRUCTIONS_BY_PRODUCT: Final = 5.0
+"""The same where every product starts from memory and ends there."""
 REDUCTION_LOOP_CYCLES: Final = 1.0
 """Entering and leaving the innermost loop over input channels, per tap (fit: dense 0.2)."""
 KERNEL_ROW_CYCLES: Final = 2.5
@@ -153,9 +158,14 @@ def time_of(
 
 def _unrolls_tight_blocks(stage: Stage, tiling: DenseTiling, machine: Machine) -> bool:
     """Whether a task has so few column blocks, of so many registers, that LLVM was seen to spill accumulators."""
-    registers = tiling.columns * len(tiling.panel) + len(tiling.panel) + 1
     tiled = isinstance(stage, Convolution) and tiling.blocks <= UNROLLED_BLOCKS < stage.out_width // tiling.columns
-    return tiled and registers + TIGHT_REGISTERS > machine.vector_registers
+    return tiled and is_tight(tiling, machine)
+
+
+def is_tight(tiling: DenseTiling, machine: Machine) -> bool:
+    """Whether accumulators, weights and an input leave fewer than `TIGHT_REGISTERS` vector registers."""
+    registers = tiling.columns * len(tiling.panel) + len(tiling.panel) + 1
+    return registers + TIGHT_REGISTERS > machine.vector_registers
 
 
 def _fetched(nest: Nest, machine: Machine, threads: int) -> list[Footprint]:
@@ -178,6 +188,8 @@ def compute_cycles(stage: Stage, tiling: Tiling, machine: Machine, epilogue_cost
     match stage, tiling:
         case Convolution(), DenseTiling():
             return _dense_cycles(stage, tiling.columns, tiling.panel, machine, epilogue_cost)
+        case Convolution(halves=Convolution() as half), StrassenTiling():
+            return _strassen_cycles(half, tiling, machine, epilogue_cost)
         case Convolution(), LaneTiling():
             return _lanewise_cycles(stage, tiling.columns, tiling.vectors, machine, epilogue_cost)
         case Pooling(), LaneTiling():
@@ -221,7 +233,7 @@ def _segments(conv: Convolution, columns: int) -> tuple[tuple[ColumnSegment, tup
 
 @lru_cache(maxsize=4096)
 def _dense_cycles(
-    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: int
+    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
 ) -> float:
     """Cycles of a dense convolution in blocks of `columns × panel`, all panels, rows and images."""
     width = sum(panel)
@@ -232,8 +244,19 @@ def _dense_cycles(
     return cycles * conv.batch * conv.groups
 
 
+def _strassen_cycles(half: Convolution, tiling: StrassenTiling, machine: Machine, epilogue_cost: int) -> float:
+    """Seven products, whose blocks are started from and added to results that are kept; four sums of the input."""
+    block = tiling.half
+    own = SLOT_INSTRUCTIONS_BY_PRODUCT if tiling.by_product else SLOT_INSTRUCTIONS
+    products = 7 * _dense_cycles(half, block.columns, block.panel, machine, own + epilogue_cost * 4 / 7)
+    vectors = half.pixels * len(split_lanes(half.in_channels, machine.vector_lanes))
+    passes = ceil_div(ceil_div(half.out_channels, sum(block.panel)), block.panels)
+    sums = vectors * passes * (4 / machine.stores_per_cycle + 4 / machine.loads_per_cycle)
+    return products + sums
+
+
 def _dense_panel_cycles(
-    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: int
+    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
 ) -> float:
     row_uses, total = tap_uses(conv, 0), 0.0
     for segment, valid, _ in _segments(conv, columns):
@@ -270,7 +293,7 @@ def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machi
     return max(multiplies, loads, machine.fma_latency_cycles + CHAIN_CYCLES)
 
 
-def _ends_cycles(vectors: int, machine: Machine, epilogue_cost: int, multiplies: float) -> float:
+def _ends_cycles(vectors: int, machine: Machine, epilogue_cost: float, multiplies: float) -> float:
     """What start and end of a block of `vectors` accumulators add: as much as does not overlap with its neighbours'
     arithmetic.
     """

@@ -31,6 +31,24 @@ class DenseTiling:
 
 
 @dataclass(frozen=True)
+class StrassenTiling:
+    """Blocking of a matrix product that is made of seven products of its halves.
+
+    Attributes:
+        half: how one of the seven is blocked.
+        by_product: whether a task computes all its blocks of a product before the next one, else all products of a
+            block.
+    """
+
+    half: DenseTiling
+    by_product: bool
+
+    def __str__(self) -> str:
+        order = "product by product" if self.by_product else "block by block"
+        return f"seven products of halves, {order}, {self.half}"
+
+
+@dataclass(frozen=True)
 class LaneTiling:
     """Blocking of a stage in which every vector lane is a channel of its own: depthwise, pooling.
 
@@ -60,7 +78,8 @@ class RowTiling:
         return f"task {self.rows} rows"
 
 
-StageTiling = DenseTiling | LaneTiling | RowTiling
+LinkTiling = DenseTiling | LaneTiling | RowTiling  # of stages that can be computed a few rows at a time
+StageTiling = LinkTiling | StrassenTiling
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,7 @@ class ChainTiling:
         step: output rows of the last link per turn of the window.
     """
 
-    links: tuple[StageTiling, ...]
+    links: tuple[LinkTiling, ...]
     rows: int
     step: int
 

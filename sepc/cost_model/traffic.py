@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from sepc.cost_model.tasks import busiest_share, task_counts, task_tiles
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, Tiling
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, StrassenTiling, Tiling
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div
 
 FP32_BYTES: Final = 4
@@ -175,6 +175,8 @@ def nest_of(stage: Stage, tiling: Tiling, lanes: int, threads: int, operand_byte
     match stage, tiling:
         case Convolution(), DenseTiling():
             loops, body, measure = _dense_loops(stage, tiling)
+        case Convolution(halves=Convolution() as half), StrassenTiling():
+            loops, body, measure = _strassen_loops(half, tiling)
         case Convolution(), LaneTiling():
             loops, body, measure = _lanewise_loops(stage, tiling, lanes)
         case Pooling(), LaneTiling():
@@ -266,6 +268,26 @@ def _dense_loops(conv: Convolution, tiling: DenseTiling) -> tuple[list[Loop], Ex
         )
 
     return loops, Extents(columns=columns, channels=width), measure
+
+
+def _strassen_loops(half: Convolution, tiling: StrassenTiling) -> tuple[list[Loop], Extents, Measure]:
+    """The seven products as seven rows of taps, each of which reads a row of its own.
+
+    Of the input, four halves are read, and four sums of them; there are four results for each of a product.
+    """
+    together = replace(half, in_height=7, kernel=(7, 1))
+    loops, body, product = _dense_loops(together, tiling.half)
+    if tiling.by_product:
+        products = next(index for index, (axis, *_) in enumerate(loops) if axis == "tap_rows")
+        blocks = max(index for index, (axis, *_) in enumerate(loops) if axis == "columns")
+        loops.insert(blocks, loops.pop(products))
+
+    def measure(e: Extents) -> Footprint:
+        one = product(e)
+        activations = one.activations * 8 / 7
+        return one._replace(activations=activations, results=4 * one.results, written_strips=4 * one.written_strips)
+
+    return loops, body, measure
 
 
 def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[list[Loop], Extents, Measure]:

@@ -53,6 +53,14 @@ class Problem:
     row_means: Strides = ()
 
     @property
+    def may_mix_pixels(self) -> bool:
+        """Whether pixels may be added up on the way to results of their own: of one image, and not gathered in means.
+
+        Rounding errors and what is not finite spread from one to the other, which different images must not see.
+        """
+        return self.anchor is not None and ops.shape(self.anchor)[0] == 1 and not self.row_means
+
+    @property
     def epilogue_cost(self) -> int:
         """Vector instructions per vector of results that the epilogue takes."""
         return sum(map(instructions, self.epilogue)) + (ROW_MEANS_COST if self.row_means else 0)

@@ -90,6 +90,20 @@ class Convolution:
         """Floating-point operations, a multiply-add counted as two."""
         return 2 * self.pixels * self.out_channels * self.group_in * self.taps
 
+    @property
+    def halves(self) -> Convolution | None:
+        """Half the pixels (rounded up), half the input and half the output channels; None where that is no product.
+
+        A matrix product can be had from seven products of its halves: see `sepc.backends.stages.strassen`.
+        """
+        single_row = self.batch == self.out_height == self.taps == self.groups == 1
+        in_place = self.stride == (1, 1) and self.padding == (0, 0) and self.in_width == self.out_width
+        even = self.in_channels % 2 == 0 and self.out_channels % 2 == 0
+        if not (single_row and in_place and even and self.out_width > 1):
+            return None
+        width = ceil_div(self.out_width, 2)
+        return Convolution(1, 1, width, 1, width, self.in_channels // 2, self.out_channels // 2)
+
     def lanewise(self, lanes: int) -> bool:
         """Whether each vector lane needs an input channel of its own (depthwise, or groups narrower than a vector)."""
         return self.groups > 1 and self.group_out < lanes and lanes % self.group_out == 0

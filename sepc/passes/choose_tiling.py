@@ -104,4 +104,11 @@ def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int
         return choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operands, objective=objective)
     problem = region_problem(node, graph)
     operand_bytes = _operand_bytes(problem)
-    return choose(problem.stage, machine, threads, epilogue_cost=problem.epilogue_cost, operand_bytes=operand_bytes)
+    return choose(
+        problem.stage,
+        machine,
+        threads,
+        epilogue_cost=problem.epilogue_cost,
+        operand_bytes=operand_bytes,
+        plain=objective == "memory" or not problem.may_mix_pixels,
+    )

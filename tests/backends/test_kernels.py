@@ -154,12 +154,15 @@ def any_tiling(seed: int) -> Iterator[None]:
     """Tilings are drawn at random from all that are legal."""
     generator = random.Random(seed)
 
-    def choose(stage: search.Stage, machine: search.Machine, threads: int, **costs: int) -> search.Choice:
-        tiling = generator.choice(search.candidates(stage, machine, threads))
+    def choose(
+        stage: search.Stage, machine: search.Machine, threads: int, *, plain: bool = False, **costs: int
+    ) -> search.Choice:
+        tiling = generator.choice(search.candidates(stage, machine, threads, plain=plain))
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choose_tiling, "choose", choose)
+        patch.setattr(search, "LEAST_HALF_PIXELS", 1)
         yield
 
 

@@ -78,6 +78,18 @@ def test_every_runner_gets_every_round(job: Job) -> None:
     assert turns == ["a", "b"] * 3
 
 
+def test_inductor_freezes_again_after_a_reset() -> None:
+    from torch._dynamo.utils import counters
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
+    runner = peers.inductor(Job(model, (torch.randn(1, 3, 32, 32),), 1))
+    torch._dynamo.reset()  # as strict exports do, and so XNNPACK's partitioner
+    counters.clear()
+    with torch.inference_mode():
+        runner.run()
+    assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] == 1
+
+
 def test_wrong_output_is_marked(job: Job) -> None:
     builders = {
         "eager": BUILDERS["eager"],

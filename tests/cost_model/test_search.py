@@ -10,7 +10,7 @@ import pytest
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import candidates, choose, predict
 from sepc.cost_model.tasks import task_counts
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, StrassenTiling
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
 
 ZEN5 = Machine.load("znver5")
@@ -63,6 +63,9 @@ def test_every_stage_gets_a_legal_tiling(stage: Stage, name: str, threads: int) 
             vectors = len(tiling.panel)
             assert tiling.columns * vectors + vectors + 1 <= machine.vector_registers
             assert min(tiling.columns, tiling.rows, tiling.blocks, tiling.panels) >= 1
+        case Convolution(), StrassenTiling(half=tiling):
+            assert stage.halves is not None
+            assert sum(tiling.panel) <= stage.halves.out_channels
         case Convolution(), LaneTiling() as tiling:
             assert stage.lanewise(machine.vector_lanes)
             assert tiling.columns * tiling.vectors < machine.vector_registers
@@ -79,6 +82,30 @@ def test_nothing_among_a_sample_of_candidates_is_predicted_much_better() -> None
     for stage in (_pointwise(3136, 24, 144), _depthwise(28, 192), _pointwise(196, 576, 96)):
         best = min(predict(stage, tiling, ZEN5, 1).time_us for tiling in candidates(stage, ZEN5, 1)[::7])
         assert choose(stage, ZEN5, 1).cost.time_us <= 1.03 * best
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_products_are_made_of_seven_of_their_halves_and_predicted_to_gain_a_tenth(threads: int) -> None:
+    product = _pointwise(196, 384, 1536)
+    choice, other = choose(product, ZEN5, threads), choose(product, ZEN5, threads, plain=True)
+    assert isinstance(choice.tiling, StrassenTiling)
+    assert isinstance(other.tiling, DenseTiling)
+    assert 0.87 * other.cost.time_us < choice.cost.time_us < 0.95 * other.cost.time_us
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        _pointwise(49, 512, 1024),  # weights are read too few times
+        _pointwise(3136, 16, 96),  # short sums: keeping them takes as long as it saves
+        _pointwise(1, 1280, 1000),
+        Convolution(1, 14, 14, 14, 14, 256, 256, 1, (3, 3), (1, 1), (1, 1)),
+        _depthwise(28, 192),
+    ],
+    ids=str,
+)
+def test_other_stages_are_not(stage: Stage) -> None:
+    assert not isinstance(choose(stage, ZEN5, 1).tiling, StrassenTiling)
 
 
 def test_few_channels_get_the_exact_panel() -> None:

@@ -108,3 +108,22 @@ def test_numbers_of_the_other_stages() -> None:
     assert Normalization((1, 2, 5, 8), 1e-5).flops == 640
     assert Map((2, 3, 4), 5).flops == 120
     assert [ceil_div(value, 4) for value in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("product", "half"),
+    [
+        (Convolution(1, 1, 196, 1, 196, 384, 1536), Convolution(1, 1, 98, 1, 98, 192, 768)),
+        (Convolution(1, 1, 49, 1, 49, 6, 10), Convolution(1, 1, 25, 1, 25, 3, 5)),
+        (Convolution(1, 1, 1, 1, 1, 6, 10), None),
+        (Convolution(1, 1, 49, 1, 49, 7, 10), None),
+        (Convolution(1, 1, 49, 1, 49, 6, 9), None),
+        (Convolution(1, 7, 7, 7, 7, 6, 10), None),
+        (Convolution(2, 1, 49, 1, 49, 6, 10), None),
+        (Convolution(1, 1, 49, 1, 25, 6, 10, stride=(1, 2)), None),
+        (Convolution(1, 1, 49, 1, 49, 6, 10, kernel=(1, 3), padding=(0, 1)), None),
+        (Convolution(1, 1, 49, 1, 49, 6, 10, groups=2), None),
+    ],
+)
+def test_halves_of_matrix_products_and_of_nothing_else(product: Convolution, half: Convolution | None) -> None:
+    assert product.halves == half

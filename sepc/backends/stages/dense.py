@@ -89,6 +89,38 @@ class Visit:
     first: Index
 
 
+@dataclass(frozen=True)
+class WeightShare:
+    """The weights that a block fetches while it runs: its share of the next panel's.
+
+    Behind the last panel come the weights of the next kernel. A block that has its panel to itself fetches that one, a
+    little ahead of its use.
+
+    Attributes:
+        visit: the place of the block. columns: output columns of a block. widths: vector widths of a panel.
+        steps: innermost iterations of a block, each of which reads one row of the panel. panel: where that begins.
+    """
+
+    visit: Visit
+    columns: int
+    widths: tuple[int, ...]
+    steps: int
+    panel: Index
+
+    def prefetch(self, weight: Expr, step: Index, start: Index) -> None:
+        """Fetch in iteration number `step` of the block at column `start`."""
+        elements = self.steps * sum(self.widths)
+        if self.visit.pixels <= self.columns:
+            elements_per_step = sum(self.widths)
+            first = self.panel + min(elements, PREFETCH_BYTES // 4)
+        else:
+            elements_per_pixel = ceil_div(elements, self.visit.pixels)
+            elements_per_step = ceil_div(elements_per_pixel * self.columns, self.steps)
+            first = self.panel + elements + (self.visit.first + start) * elements_per_pixel
+        for line in range(0, elements_per_step, LINE_FLOATS):
+            prefetch(weight, first + step * elements_per_step + line)
+
+
 @contextmanager
 def row_taps(convolution: Convolution, row: Index) -> Iterator[Index]:
     """Loop over the kernel rows whose input row exists, for output row `row`."""
@@ -238,6 +270,7 @@ class _Block:
         in_row = self.row * conv.stride[0] - conv.padding[0] + tap_row * conv.dilation[0]
         reduction = conv.taps * conv.group_in
         panel_base = (self.group * conv.group_out + self.panel * sum(self.panels.widths)) * reduction
+        share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
         for tap in range(conv.kernel[1]):
             valid = [
                 index
@@ -253,27 +286,9 @@ class _Block:
                     T.Bind(stage.weight[ramp(base + offset, lanes)])
                     for offset, lanes in zip(lane_offsets, self.widths, strict=True)
                 ]
-                self._prefetch(panel_base, step, start)
+                share.prefetch(stage.weight, step, start)
                 for index in valid:
                     in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
                     value = stage.source.load((self.batch, in_row, in_column, self.group * conv.group_in + channel))
                     for register, weight in zip(registers[index], weights, strict=True):
                         register.set(register.value + broadcast(value, register.lanes) * weight)
-
-    def _prefetch(self, panel_base: Index, step: Index, start: Index) -> None:
-        """In step number `step` of the block at column `start`, fetch weights: this block's share of the next panel.
-
-        Behind the last panel come the weights of the next kernel.
-        """
-        conv, columns = self.stage.convolution, self.stage.tiling.columns
-        reduction = conv.taps * conv.group_in
-        panel_elements = reduction * sum(self.panels.widths)
-        if self.visit.pixels <= columns:  # The only block.
-            elements_per_step = sum(self.widths)
-            first = panel_base + min(panel_elements, PREFETCH_BYTES // 4)
-        else:
-            elements_per_pixel = ceil_div(panel_elements, self.visit.pixels)
-            elements_per_step = ceil_div(elements_per_pixel * columns, reduction)
-            first = panel_base + panel_elements + (self.visit.first + start) * elements_per_pixel
-        for line in range(0, elements_per_step, LINE_FLOATS):
-            prefetch(self.stage.weight, first + step * elements_per_step + line)
