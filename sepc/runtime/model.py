@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from sepc.errors import InputError, SepcError
 from sepc.runtime import artifact
 from sepc.runtime.report import Profile, RegionReport
-from sepc.runtime.signature import Signature, call_key, dense
+from sepc.runtime.signature import Signature, call_key, dense, flatten
 from sepc.runtime.specialization import Specialization
 from sepc.target import Target
 
@@ -87,8 +87,7 @@ class Model(ABC):
 
     def _resolve(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Specialization, list[torch.Tensor]]:
         """The specialisation for these arguments, made if it is new, and their tensors as it takes them."""
-        # Names in one order, so that calls which differ in that only are one.
-        leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items())) if kwargs else {}))
+        leaves, spec = flatten(tuple(args), kwargs)
         leaves = [dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         # Work is divided when the kernels are generated, so the number of threads is part of the key.
         key = (self.threads, call_key(spec, leaves))

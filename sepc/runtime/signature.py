@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -72,6 +73,19 @@ class Signature:
         return ", ".join(parts)
 
 
+def flatten(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    """The leaves of a call's arguments and their structure, with keywords in one order, whatever that of the call."""
+    # Most calls are such ones, and PyTorch's walk through nested arguments takes as long as all else together.
+    if not kwargs and all(isinstance(argument, torch.Tensor) for argument in args):
+        return list(args), _spec_of_tensors(len(args))
+    return pytree.tree_flatten((args, dict(sorted(kwargs.items())) if kwargs else {}))
+
+
+@lru_cache(maxsize=64)
+def _spec_of_tensors(count: int) -> pytree.TreeSpec:
+    return pytree.tree_flatten(((0,) * count, {}))[1]
+
+
 def call_key(spec: pytree.TreeSpec, leaves: Sequence[Any]) -> tuple[Any, ...]:
     """What a specialisation depends on: of a tensor type and strides, of another value itself and type (1 is not 1.0).
 
@@ -104,4 +118,6 @@ class Results:
     def unflatten(self, outputs: Sequence[torch.Tensor]) -> Any:
         """The user's result from the graph's flat `outputs`."""
         leaves = [place.value if isinstance(place, Constant) else outputs[place] for place in self.leaves]
+        if self.spec.is_leaf():
+            return leaves[0]
         return pytree.tree_unflatten(leaves, self.spec)

@@ -1,0 +1,34 @@
+"""How calls are described: leaves, structures, keys."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils import _pytree as pytree
+
+from sepc.runtime.signature import Constant, Results, flatten
+
+
+def test_plain_tensors_are_flattened_as_pytorch_flattens_them() -> None:
+    tensors = (torch.zeros(2), torch.zeros(3))
+    for args in ((), tensors[:1], tensors):
+        leaves, spec = flatten(args, {})
+        expected_leaves, expected_spec = pytree.tree_flatten((args, {}))
+        assert [id(leaf) for leaf in leaves] == [id(leaf) for leaf in expected_leaves]
+        assert spec == expected_spec
+        assert hash(spec) == hash(expected_spec)
+
+
+def test_the_order_of_keywords_does_not_matter() -> None:
+    one, two = torch.zeros(2), torch.zeros(3)
+    leaves, spec = flatten((one,), {"b": two, "a": 1})
+    others, same = flatten((one,), {"a": 1, "b": two})
+    assert list(map(id, leaves)) == list(map(id, others))
+    assert spec == same
+
+
+def test_results_get_their_structure_back() -> None:
+    y = torch.zeros(2)
+    for result in (y, (y,), {"y": [y, 3]}):
+        leaves, spec = pytree.tree_flatten(result)
+        places = tuple(0 if isinstance(leaf, torch.Tensor) else Constant(leaf) for leaf in leaves)
+        assert Results(spec, places).unflatten([y]) == result
