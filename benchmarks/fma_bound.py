@@ -36,9 +36,16 @@ typedef float vector __attribute__((vector_size(VECTOR_BYTES), aligned(4)));
 void multiply_adds(long rounds, float* out) {
   vector sums[CHAINS], factor, one;
   for (int i = 0; i < VECTOR_BYTES / 4; ++i) factor[i] = out[0], one[i] = out[1];
-  for (int chain = 0; chain < CHAINS; ++chain) sums[chain] = one;
-  for (long round = 0; round < rounds; ++round)
+#pragma GCC unroll 24
+  for (int chain = 0; chain < CHAINS; ++chain) {
+    sums[chain] = one;
+    __asm__ volatile("" : "+x"(sums[chain])); /* or all chains would be known to be one and the same */
+  }
+  for (long round = 0; round < rounds; ++round) {
+#pragma GCC unroll 24
     for (int chain = 0; chain < CHAINS; ++chain) sums[chain] = sums[chain] * factor + one;
+  }
+#pragma GCC unroll 24
   for (int chain = 1; chain < CHAINS; ++chain) sums[0] += sums[chain];
   *(vector*)out = sums[0];
 }
@@ -80,7 +87,7 @@ def multiply_add_loop(lanes: int) -> Callable[[int], None]:
         source, library = Path(directory) / "bound.c", Path(directory) / "bound.so"
         source.write_text(SOURCE)
         sizes = [f"-DVECTOR_BYTES={4 * lanes}", f"-DCHAINS={CHAINS}", f"-mprefer-vector-width={32 * lanes}"]
-        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-funroll-loops", "-shared", "-fPIC", *sizes]
+        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", *sizes]
         subprocess.run([c_compiler(), *flags, "-o", str(library), str(source)], check=True)
         function = ctypes.CDLL(str(library)).multiply_adds
     function.restype, function.argtypes = None, [ctypes.c_long, ctypes.c_void_p]
