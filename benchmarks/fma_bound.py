@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with torch.inference_mode():
             compiled = sepc.compile(model, example_inputs=inputs, num_threads=1)
             error = relative_error([compiled(*inputs)], [model(*inputs)])
-            own, bound = in_turn([lambda: compiled(*inputs), lambda: loop(multiply_adds)], options.rounds)  # noqa: B023
+            own, bound = in_turn([partial(compiled, *inputs), partial(loop, multiply_adds)], options.rounds)
         share = statistics.median(b / o for o, b in zip(own, bound, strict=True))
         right &= error <= TOLERANCE
         print(

@@ -176,12 +176,7 @@ class DenseStage:
                     block = _Block(self, panels, widths, batch, group, row_tile * tiling.rows + row, index, visit)
                     for_each_block(segments, tiling.blocks, column_tile, column_tiles, block.emit)
 
-            if panels.count:
-                with loop(tile_span(panel_tile, tiling.panels, panels.count, panel_tiles)) as index:
-                    panel_body(panel_tile * tiling.panels + index, panels.widths)
-            if panels.tail:
-                with when(panel_tiles == 1 or tirx.EQ(panel_tile, panel_tiles - 1)):
-                    panel_body(panels.count, panels.tail)
+            for_each_panel(panels, tiling.panels, panel_tile, panel_tiles, panel_body)
 
     def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
         """The output rows from `first` on and before `stop`, all panels and columns."""
@@ -200,6 +195,18 @@ class DenseStage:
                     visit = Visit(self.turn_rows * conv.out_width, (row - first) * conv.out_width)
                     block = _Block(self, panels, panels.tail, batch, group, row, panels.count, visit)
                     for_each_block(segments, blocks, 0, 1, block.emit)
+
+
+def for_each_panel(
+    panels: Panels, per_tile: int, tile: Index, tiles: int, body: Callable[[Index, tuple[int, ...]], None]
+) -> None:
+    """Call `body(panel, widths)` for the panels of one tile of `per_tile`; the narrower one belongs to the last."""
+    if panels.count:
+        with loop(tile_span(tile, per_tile, panels.count, tiles)) as index:
+            body(tile * per_tile + index, panels.widths)
+    if panels.tail:
+        with when(tiles == 1 or tirx.EQ(tile, tiles - 1)):
+            body(panels.count, panels.tail)
 
 
 def for_each_block(

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Panels, Sink, Visit, WeightShare, for_each_block
-from sepc.backends.stages.kernel import Frame, loop, tile_span, when
+from sepc.backends.stages.dense import Panels, Sink, Visit, WeightShare, for_each_block, for_each_panel
+from sepc.backends.stages.kernel import Frame, loop, when
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
 from sepc.cost_model.tiling import StrassenTiling
 from sepc.errors import VerificationError
@@ -165,12 +165,7 @@ class StrassenStage:
                     emit = partial(blocks.emit, numbers)
                     for_each_block(segments, block.blocks, column_tile, column_tiles, emit)
 
-            if panels.count:
-                with loop(tile_span(panel_tile, block.panels, panels.count, panel_tiles)) as index:
-                    panel_body(panel_tile * block.panels + index, panels.widths)
-            if panels.tail:
-                with when(panel_tiles == 1 or tirx.EQ(panel_tile, panel_tiles - 1)):
-                    panel_body(panels.count, panels.tail)
+            for_each_panel(panels, block.panels, panel_tile, panel_tiles, panel_body)
 
     def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
         """Not to be had: halves are halves of everything."""
