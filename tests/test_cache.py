@@ -70,7 +70,10 @@ def test_a_region_that_failed_the_check_stays_with_pytorch(directory: Path, monk
     from sepc.backends import generic_ops
 
     right = generic_ops.CONVERTERS["roll.default"]
-    wrong = lambda emitter, x, shifts, dims=(): right(emitter, x, [one + 1 for one in shifts], dims)  # noqa: E731
+
+    def wrong(emitter: Any, x: Any, shifts: list[int], dims: tuple[int, ...] = ()) -> Any:
+        return right(emitter, x, [one + 1 for one in shifts], dims)
+
     monkeypatch.setitem(generic_ops.CONVERTERS, "roll.default", wrong)
     rolled = Function(lambda self, x: torch.roll(torch.relu(x), 1, 2) * 2).eval()
     first, second = (sepc.compile(rolled, example_inputs=(X,)) for _ in range(2))
