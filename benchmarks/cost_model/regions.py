@@ -87,7 +87,7 @@ class Region:
             every = self._chain_tilings(machine)
         else:
             (problem,) = self.problems
-            every = candidates(problem.stage, machine, threads, plain=not problem.may_mix_pixels)
+            every = candidates(problem.stage, machine, threads, mixing=problem.mixing)
             cycles = [compute_cycles(problem.stage, tiling, machine, problem.epilogue_cost) for tiling in every]
             limit = SENSIBLE_ARITHMETIC * min(cycles)
             every = [tiling for tiling, own in zip(every, cycles, strict=True) if own <= limit]

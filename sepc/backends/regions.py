@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import fx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages import dense, lanewise, strassen
+from sepc.backends.stages import dense, lanewise, product, strassen, winograd
 from sepc.backends.stages.chain import ChainStage, RowStage
 from sepc.backends.stages.elementwise import Expression
 from sepc.backends.stages.kernel import Frame, Parameter, build_function
@@ -20,7 +20,15 @@ from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
 from sepc.backends.stages.row_means import RowMeans
 from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
-from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
+from sepc.cost_model.tiling import (
+    ChainTiling,
+    DenseTiling,
+    LaneTiling,
+    RowTiling,
+    StrassenTiling,
+    Tiling,
+    WinogradTiling,
+)
 from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.layout import storage_elements
@@ -260,6 +268,8 @@ def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments, turn_r
         return _convolution_maker(anchor, stage, tiling, arguments, turn_rows)
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, StrassenTiling):
         return _product_maker(anchor, stage, tiling, arguments, problem.epilogue_cost)
+    if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, WinogradTiling):
+        return _tile_maker(anchor, stage, tiling, arguments)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
         return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
     if isinstance(stage, Normalization) and isinstance(tiling, RowTiling) and anchor is not None:
@@ -297,17 +307,32 @@ def _product_maker(
     anchor: fx.Node, conv: Convolution, tiling: StrassenTiling, arguments: _Arguments, epilogue_cost: int
 ) -> _StageMaker:
     """The same for a matrix product of halves, which also needs scratch."""
-    packed = strassen.pack_weights(_weight(anchor, conv, arguments), conv, tiling.half.panel)
+    packed = strassen.pack_weights(_weight(anchor, conv, arguments), conv, tiling.product.panel)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
     per_thread = strassen.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
     scratch = arguments.scratch(per_thread)
 
     def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
-        memory = strassen.Scratch(frame.buffers[scratch], frame.thread * per_thread)
+        memory = product.Scratch(frame.buffers[scratch], frame.thread * per_thread)
         return strassen.StrassenStage(
             conv, tiling, arguments.lanes, read, weights, biases, sink.finish, memory, epilogue_cost
         )
+
+    return make
+
+
+def _tile_maker(anchor: fx.Node, conv: Convolution, tiling: WinogradTiling, arguments: _Arguments) -> _StageMaker:
+    """The same for a convolution by Winograd's algorithm."""
+    packed = winograd.pack_weights(_weight(anchor, conv, arguments), conv, tiling)
+    name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
+    per_thread = winograd.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
+    scratch = arguments.scratch(per_thread)
+
+    def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
+        weights, biases = frame.buffers[name], frame.buffers.get(bias)
+        memory = product.Scratch(frame.buffers[scratch], frame.thread * per_thread)
+        return winograd.WinogradStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish, memory)
 
     return make
 

@@ -16,18 +16,11 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from sepc.cost_model.latency import TASK_CYCLES, Cost, compute_cycles, time_of
+from sepc.cost_model.loops import FP32_BYTES, Footprint, streamed_footprint
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks, require_work
 from sepc.cost_model.tiling import ChainTiling, LinkTiling
-from sepc.cost_model.traffic import (
-    FP32_BYTES,
-    UNFORESEEN_STRIPS,
-    Footprint,
-    Nest,
-    missing_part,
-    nest_of,
-    streamed_footprint,
-)
+from sepc.cost_model.traffic import UNFORESEEN_STRIPS, Nest, missing_part, nest_of
 from sepc.ir.stage import Chain, Map, Normalization, Stage, ceil_div
 
 Objective = Literal["time", "memory"]

@@ -13,10 +13,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from sepc.cost_model.loops import Footprint, streamed_footprint
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
-from sepc.cost_model.traffic import Footprint, Nest, nest_of, streamed_footprint
+from sepc.cost_model.tiling import (
+    DenseTiling,
+    LaneTiling,
+    ProductTiling,
+    RowTiling,
+    Tiling,
+    WinogradTiling,
+)
+from sepc.cost_model.traffic import Nest, nest_of
 from sepc.ir.stage import ColumnSegment, Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
+from sepc.ir.winograd import operations, transforms
 
 # Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
 # EfficientNet-Lite0, ResNet-50, ConvNeXt; 10 to 14 random tilings each). A random search minimised the spread of
@@ -188,8 +197,8 @@ def compute_cycles(stage: Stage, tiling: Tiling, machine: Machine, epilogue_cost
     match stage, tiling:
         case Convolution(), DenseTiling():
             return _dense_cycles(stage, tiling.columns, tiling.panel, machine, epilogue_cost)
-        case Convolution(halves=Convolution() as half), StrassenTiling():
-            return _strassen_cycles(half, tiling, machine, epilogue_cost)
+        case Convolution(), ProductTiling():
+            return _products_cycles(tiling.product_of(stage), tiling, machine, epilogue_cost)
         case Convolution(), LaneTiling():
             return _lanewise_cycles(stage, tiling.columns, tiling.vectors, machine, epilogue_cost)
         case Pooling(), LaneTiling():
@@ -244,15 +253,36 @@ def _dense_cycles(
     return cycles * conv.batch * conv.groups
 
 
-def _strassen_cycles(half: Convolution, tiling: StrassenTiling, machine: Machine, epilogue_cost: int) -> float:
+def _products_cycles(product: Convolution, tiling: ProductTiling, machine: Machine, epilogue_cost: int) -> float:
+    """All products, and what comes before and after."""
+    if isinstance(tiling, WinogradTiling):
+        return _winograd_cycles(product, tiling, machine, epilogue_cost)
+    return _strassen_cycles(product, tiling, machine, epilogue_cost)
+
+
+def _strassen_cycles(half: Convolution, tiling: ProductTiling, machine: Machine, epilogue_cost: int) -> float:
     """Seven products, whose blocks are started from and added to results that are kept; four sums of the input."""
-    block = tiling.half
+    block = tiling.product
     own = SLOT_INSTRUCTIONS_BY_PRODUCT if tiling.by_product else SLOT_INSTRUCTIONS
     products = 7 * _dense_cycles(half, block.columns, block.panel, machine, own + epilogue_cost * 4 / 7)
     vectors = half.pixels * len(split_lanes(half.in_channels, machine.vector_lanes))
     passes = ceil_div(ceil_div(half.out_channels, sum(block.panel)), block.panels)
     sums = vectors * passes * (4 / machine.stores_per_cycle + 4 / machine.loads_per_cycle)
     return products + sums
+
+
+def _winograd_cycles(product: Convolution, tiling: WinogradTiling, machine: Machine, epilogue_cost: int) -> float:
+    """A product for each position of a tile, and the transforms of inputs and of products."""
+    block, matrices = tiling.product, transforms(tiling.outputs)
+    products = tiling.count * _dense_cycles(product, block.columns, block.panel, machine, 0)
+    passes = ceil_div(ceil_div(product.out_channels, sum(block.panel)), block.panels)
+    moved = tiling.count / machine.loads_per_cycle, tiling.count / machine.stores_per_cycle
+    inputs = operations(matrices.inputs) / machine.fma_per_cycle + sum(moved)
+    results = tiling.outputs**2 * (epilogue_cost / machine.fma_per_cycle + 1 / machine.stores_per_cycle)
+    outputs = operations(matrices.outputs) / machine.fma_per_cycle + moved[0] + results
+    in_vectors = len(split_lanes(product.in_channels, machine.vector_lanes)) * passes
+    out_vectors = len(split_lanes(product.out_channels, machine.vector_lanes))
+    return products + product.out_width * (in_vectors * inputs + out_vectors * outputs)
 
 
 def _dense_panel_cycles(

@@ -13,8 +13,17 @@ from typing import Final
 
 from sepc.cost_model.latency import Cost, compute_cycles, is_tight, predict
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
+from sepc.cost_model.tiling import (
+    DenseTiling,
+    LaneTiling,
+    ProductTiling,
+    RowTiling,
+    StrassenTiling,
+    Tiling,
+    WinogradTiling,
+)
+from sepc.ir.stage import Convolution, Map, Mixing, Normalization, Pooling, Stage, ceil_div, split_lanes
+from sepc.ir.winograd import POINTS
 
 __all__ = ["Choice", "Cost", "candidates", "choose", "predict"]
 
@@ -55,7 +64,7 @@ def choose(
     *,
     epilogue_cost: int = 0,
     operand_bytes: int = 0,
-    plain: bool = False,
+    mixing: Mixing = "pixels",
 ) -> Choice:
     """The tiling of least predicted time for `stage` on `threads` threads of `machine`.
 
@@ -65,7 +74,7 @@ def choose(
         threads: threads, each on a core of its own.
         epilogue_cost: vector instructions per vector of results that follow the stage.
         operand_bytes: bytes of the tensors that these read.
-        plain: whether every result is the plain sum of its products: none of halves, which take scratch and mix pixels.
+        mixing: which fast algorithms may be used, by what they mix; they also take scratch.
 
     Raises ValueError for a stage without any work, such as one of a batch of 0, which has no tiling.
     """
@@ -73,7 +82,7 @@ def choose(
     predicted = partial(predict, stage, epilogue_cost=epilogue_cost, operand_bytes=operand_bytes)
     choices = [
         Choice(tiling, predicted(tiling, machine, threads))
-        for blocks in _kinds_of_blocks(stage, machine, plain)
+        for blocks in _kinds_of_blocks(stage, machine, mixing)
         for block in _quickest(stage, blocks, machine, epilogue_cost)
         for tiling in task_sizes(stage, block, machine, threads)
     ]
@@ -81,7 +90,7 @@ def choose(
 
 
 def _is_plain(tiling: Tiling) -> bool:
-    return not isinstance(tiling, StrassenTiling)
+    return not isinstance(tiling, ProductTiling)
 
 
 def _quickest(stage: Stage, blocks: Sequence[Tiling], machine: Machine, epilogue_cost: int) -> list[Tiling]:
@@ -98,16 +107,25 @@ def require_work(stage: Stage) -> None:
         raise ValueError(f"{stage} computes nothing: no batch, map or channel may be 0")
 
 
-def candidates(stage: Stage, machine: Machine, threads: int, *, plain: bool = False) -> list[Tiling]:
-    """All tilings that are considered for `stage`: every block with every task size; `plain` as for `choose`."""
-    blocks = [block for kind in _kinds_of_blocks(stage, machine, plain) for block in kind]
+def candidates(stage: Stage, machine: Machine, threads: int, *, mixing: Mixing = "pixels") -> list[Tiling]:
+    """All tilings that are considered for `stage`: every block with every task size; `mixing` as for `choose`."""
+    blocks = [block for kind in _kinds_of_blocks(stage, machine, mixing) for block in kind]
     return [tiling for block in blocks for tiling in task_sizes(stage, block, machine, threads)]
 
 
-def _kinds_of_blocks(stage: Stage, machine: Machine, plain: bool) -> list[list[Tiling]]:
+def _kinds_of_blocks(stage: Stage, machine: Machine, mixing: Mixing) -> list[list[Tiling]]:
     """The register blocks, apart where arithmetic alone does not tell which are better."""
-    products = [] if plain else [product_blocks(stage, machine, by_product) for by_product in (False, True)]
-    return [register_blocks(stage, machine), *products]
+    kinds = [register_blocks(stage, machine)]
+    if not isinstance(stage, Convolution):
+        return kinds
+    if mixing == "pixels" and stage.halves is not None and stage.halves.out_width >= LEAST_HALF_PIXELS:
+        blocks = product_blocks(stage.halves, machine)
+        kinds += [[StrassenTiling(block, by_product) for block in blocks] for by_product in (False, True)]
+    for outputs in POINTS if mixing != "nothing" else ():
+        product = stage.winograd_product(outputs)
+        blocks = product_blocks(product, machine) if product is not None else []
+        kinds += [[WinogradTiling(block, by_product, outputs) for block in blocks] for by_product in (False, True)]
+    return kinds
 
 
 def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
@@ -128,13 +146,11 @@ def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
             return [RowTiling(_outer_rows(stage, lanes))]
 
 
-def product_blocks(stage: Stage, machine: Machine, by_product: bool) -> list[Tiling]:
-    """Tilings of a matrix product as seven products of its halves, if it is one; each has the largest tasks."""
-    half = stage.halves if isinstance(stage, Convolution) else None
-    if half is None or half.out_channels < machine.vector_lanes or half.out_width < LEAST_HALF_PIXELS:
+def product_blocks(product: Convolution, machine: Machine) -> list[DenseTiling]:
+    """Blocks of one of the matrix products that a convolution is made of; each has the largest tasks."""
+    if product.out_channels < machine.vector_lanes:
         return []
-    blocks = (block for block in _dense_blocks(half, machine) if not is_tight(block, machine))
-    return [StrassenTiling(block, by_product) for block in blocks]
+    return [block for block in _dense_blocks(product, machine) if not is_tight(block, machine)]
 
 
 def _dense_blocks(conv: Convolution, machine: Machine) -> Iterator[DenseTiling]:
@@ -166,9 +182,9 @@ def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
 def task_sizes(stage: Stage, block: Tiling, machine: Machine, threads: int) -> Iterator[Tiling]:
     """`block` with tasks of various sizes: each axis in a growing number of even parts."""
     match block:
-        case StrassenTiling():
-            for half in _dense_task_sizes(block.half, threads):
-                yield replace(block, half=half)
+        case ProductTiling():
+            for product in _dense_task_sizes(block.product, threads):
+                yield replace(block, product=product)
         case DenseTiling():
             yield from _dense_task_sizes(block, threads)
         case LaneTiling():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, RowTiling, Tiling
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div
 
 
@@ -14,8 +14,8 @@ def task_tiles(stage: Stage, tiling: Tiling, lanes: int) -> tuple[tuple[int, int
     """The task space that the backend's kernel shares out, outermost dimension first: its extent, and how much of it
     one task takes (the last one less).
     """
-    if isinstance(stage, Convolution) and isinstance(tiling, StrassenTiling) and stage.halves is not None:
-        stage, tiling = stage.halves, tiling.half
+    if isinstance(stage, Convolution) and isinstance(tiling, ProductTiling):
+        stage, tiling = tiling.product_of(stage), tiling.product
     match stage, tiling:
         case Convolution(), DenseTiling():
             repeat = max(segment.repeat for segment in stage.column_segments(tiling.columns))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+
+from sepc.ir.stage import WINOGRAD_TAPS, Convolution
 
 
 @dataclass(frozen=True)
@@ -31,21 +34,80 @@ class DenseTiling:
 
 
 @dataclass(frozen=True)
-class StrassenTiling:
-    """Blocking of a matrix product that is made of seven products of its halves.
+class ProductTiling(ABC):
+    """Blocking of a convolution that is made of several matrix products of one shape.
 
     Attributes:
-        half: how one of the seven is blocked.
+        product: how each of them is blocked.
         by_product: whether a task computes all its blocks of a product before the next one, else all products of a
             block.
     """
 
-    half: DenseTiling
+    product: DenseTiling
     by_product: bool
 
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many products there are."""
+
+    @abstractmethod
+    def product_of(self, convolution: Convolution) -> Convolution:
+        """One of the products, a pointwise convolution over a single row.
+
+        Raises ValueError where `convolution` cannot be had from such products.
+        """
+
     def __str__(self) -> str:
-        order = "product by product" if self.by_product else "block by block"
-        return f"seven products of halves, {order}, {self.half}"
+        return f"{'product by product' if self.by_product else 'block by block'}, {self.product}"
+
+
+@dataclass(frozen=True)
+class StrassenTiling(ProductTiling):
+    """Blocking of a matrix product that is made of seven products of its halves."""
+
+    count = 7
+
+    def product_of(self, convolution: Convolution) -> Convolution:
+        """A product of halves."""
+        return _existing(convolution.halves, convolution)
+
+    def __str__(self) -> str:
+        return f"seven products of halves, {super().__str__()}"
+
+
+@dataclass(frozen=True)
+class WinogradTiling(ProductTiling):
+    """Blocking of a 3×3 convolution by Winograd's algorithm.
+
+    Attributes:
+        outputs: rows and columns of a tile of results.
+    """
+
+    outputs: int
+
+    @property
+    def size(self) -> int:
+        """Rows and columns of the inputs of a tile."""
+        return self.outputs + WINOGRAD_TAPS - 1
+
+    @property
+    def count(self) -> int:
+        """One product for each position of a tile."""
+        return self.size**2
+
+    def product_of(self, convolution: Convolution) -> Convolution:
+        """The product for one position; its pixels are the tiles."""
+        return _existing(convolution.winograd_product(self.outputs), convolution)
+
+    def __str__(self) -> str:
+        return f"tiles of {self.outputs}×{self.outputs} results, {super().__str__()}"
+
+
+def _existing(product: Convolution | None, convolution: Convolution) -> Convolution:
+    if product is None:
+        raise ValueError(f"{convolution} is no sum of such products")
+    return product
 
 
 @dataclass(frozen=True)
@@ -79,7 +141,7 @@ class RowTiling:
 
 
 LinkTiling = DenseTiling | LaneTiling | RowTiling  # of stages that can be computed a few rows at a time
-StageTiling = LinkTiling | StrassenTiling
+StageTiling = LinkTiling | StrassenTiling | WinogradTiling
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import fx
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.region import computations, result, returned, row_means
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
+from sepc.ir.stage import Convolution, Map, Mixing, Normalization, Pooling, Stage
 
 Strides = tuple[int, ...]
 ROW_MEANS_COST = 2
@@ -53,12 +53,13 @@ class Problem:
     row_means: Strides = ()
 
     @property
-    def may_mix_pixels(self) -> bool:
-        """Whether pixels may be added up on the way to results of their own: of one image, and not gathered in means.
-
-        Rounding errors and what is not finite spread from one to the other, which different images must not see.
+    def mixing(self) -> Mixing:
+        """What may be mixed: pixels of one image, of several only those of a tile, and none that are gathered in means,
+        which takes whole rows in order.
         """
-        return self.anchor is not None and ops.shape(self.anchor)[0] == 1 and not self.row_means
+        if self.anchor is None or self.row_means:
+            return "nothing"
+        return "pixels" if ops.shape(self.anchor)[0] == 1 else "tiles"
 
     @property
     def epilogue_cost(self) -> int:

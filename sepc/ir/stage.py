@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 def ceil_div(numerator: int, denominator: int) -> int:
@@ -26,6 +27,15 @@ def split_lanes(channels: int, lanes: int) -> tuple[int, ...]:
             rest -= width
         width //= 2
     return tuple(widths)
+
+
+Mixing = Literal["nothing", "tiles", "pixels"]
+"""What fast algorithms may add up on the way to results of their own: nothing, the tiles of a map by Winograd's, or any
+pixels of a product by Strassen's as well. Rounding errors and what is not finite spread as far.
+"""
+
+WINOGRAD_TAPS = 3
+"""Rows and columns of the kernels that have a form by Winograd's algorithm."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,20 @@ class Convolution:
             return None
         width = ceil_div(self.out_width, 2)
         return Convolution(1, 1, width, 1, width, self.in_channels // 2, self.out_channels // 2)
+
+    def winograd_tiles(self, outputs: int) -> tuple[int, int]:
+        """How many tiles of `outputs`×`outputs` results cover an image, down and across."""
+        return ceil_div(self.out_height, outputs), ceil_div(self.out_width, outputs)
+
+    def winograd_product(self, outputs: int) -> Convolution | None:
+        """The matrix products whose pixels are tiles of `outputs`×`outputs` results; None where Winograd's algorithm
+        does not apply: see `sepc.backends.stages.winograd`.
+        """
+        taps = (WINOGRAD_TAPS, WINOGRAD_TAPS)
+        if (self.kernel, self.stride, self.dilation, self.groups) != (taps, (1, 1), (1, 1), 1):
+            return None
+        tiles = self.batch * math.prod(self.winograd_tiles(outputs))
+        return Convolution(1, 1, tiles, 1, tiles, self.in_channels, self.out_channels)
 
     def lanewise(self, lanes: int) -> bool:
         """Whether each vector lane needs an input channel of its own (depthwise, or groups narrower than a vector)."""

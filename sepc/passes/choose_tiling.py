@@ -110,5 +110,5 @@ def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int
         threads,
         epilogue_cost=problem.epilogue_cost,
         operand_bytes=operand_bytes,
-        plain=objective == "memory" or not problem.may_mix_pixels,
+        mixing="nothing" if objective == "memory" else problem.mixing,
     )

@@ -132,8 +132,8 @@ def piece_time_us(links: Sequence[Problem], machine: Machine, threads: int, obje
         )
     else:
         stage = _alone(chain.links[0])
-        plain = objective == "memory" or not links[0].may_mix_pixels
-        found = choose(stage, machine, threads, epilogue_cost=costs[0], operand_bytes=operand_bytes, plain=plain)
+        mixing = "nothing" if objective == "memory" else links[0].mixing
+        found = choose(stage, machine, threads, epilogue_cost=costs[0], operand_bytes=operand_bytes, mixing=mixing)
     return found.cost.time_us + barrier_us
 
 

@@ -155,9 +155,9 @@ def any_tiling(seed: int) -> Iterator[None]:
     generator = random.Random(seed)
 
     def choose(
-        stage: search.Stage, machine: search.Machine, threads: int, *, plain: bool = False, **costs: int
+        stage: search.Stage, machine: search.Machine, threads: int, *, mixing: search.Mixing = "pixels", **costs: int
     ) -> search.Choice:
-        tiling = generator.choice(search.candidates(stage, machine, threads, plain=plain))
+        tiling = generator.choice(search.candidates(stage, machine, threads, mixing=mixing))
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:

@@ -30,7 +30,7 @@ def always(columns: int, panel: tuple[int, ...], blocks: int, panels: int, by_pr
     """Every product is made of seven, in blocks of `columns × panel`, so many blocks and panels per task."""
 
     def choose(
-        stage: Convolution, machine: search.Machine, threads: int, *, plain: bool = False, **costs: int
+        stage: Convolution, machine: search.Machine, threads: int, *, mixing: search.Mixing = "pixels", **costs: int
     ) -> search.Choice:
         tiling = StrassenTiling(DenseTiling(columns, panel, 1, blocks, panels), by_product)
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))

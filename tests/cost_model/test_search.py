@@ -87,7 +87,7 @@ def test_nothing_among_a_sample_of_candidates_is_predicted_much_better() -> None
 @pytest.mark.parametrize("threads", [1, 2])
 def test_large_products_are_made_of_seven_of_their_halves_and_predicted_to_gain_a_tenth(threads: int) -> None:
     product = _pointwise(196, 384, 1536)
-    choice, other = choose(product, ZEN5, threads), choose(product, ZEN5, threads, plain=True)
+    choice, other = choose(product, ZEN5, threads), choose(product, ZEN5, threads, mixing="nothing")
     assert isinstance(choice.tiling, StrassenTiling)
     assert isinstance(other.tiling, DenseTiling)
     assert 0.87 * other.cost.time_us < choice.cost.time_us < 0.95 * other.cost.time_us

@@ -7,15 +7,10 @@ import math
 
 import pytest
 
+from sepc.cost_model.loops import run_bytes, set_share, streamed_footprint
+from sepc.cost_model.tasks import task_counts
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
-from sepc.cost_model.traffic import (
-    UNFORESEEN_STRIPS,
-    nest_of,
-    run_bytes,
-    set_share,
-    streamed_footprint,
-    task_counts,
-)
+from sepc.cost_model.traffic import UNFORESEEN_STRIPS, nest_of
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div
 
 LANES = 16

@@ -1,0 +1,159 @@
+"""Several matrix products of one shape whose blocks alternate: what the fast algorithms are made of.
+
+    P_k[pixel, o] = Σ_i L_k[pixel, i] · R_k[i, o]        for k = 0, 1, …
+
+The right factors are known when weights are packed: [panel][product][input channel][panel lane].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from sepc.backends.stages.dense import Panels, Visit, WeightShare, for_each_block, for_each_panel
+from sepc.backends.stages.kernel import Frame, loop
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, ramp
+from sepc.cost_model.tiling import DenseTiling, ProductTiling
+from sepc.ir.stage import ColumnSegment, Convolution, ceil_div
+
+Registers = list[list[Accumulator]]  # by column and vector
+
+
+def pack(factors: NDArray[np.float64], panel: tuple[int, ...]) -> NDArray[np.float32]:
+    """The right factors [product, input channel, output channel] as the flat array that the kernel reads."""
+    width = sum(panel)
+    starts = range(0, factors.shape[2], width)
+    pieces = [factors[..., start : start + width].astype(np.float32).ravel() for start in starts]
+    return np.ascontiguousarray(np.concatenate(pieces))
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Where a thread keeps intermediate results."""
+
+    buffer: Expr
+    base: Index
+
+
+def task_pixels(product: Convolution, block: DenseTiling) -> int:
+    """The most pixels that a task computes: the last one also those that do not fill a block."""
+    return min(product.out_width, block.blocks * block.columns + product.out_width % block.columns)
+
+
+def slot_pixels(product: Convolution, tiling: ProductTiling) -> int:
+    """Pixels whose sums are kept at a time."""
+    return task_pixels(product, tiling.product) if tiling.by_product else tiling.product.columns
+
+
+@dataclass(frozen=True)
+class Products:
+    """How tasks share the products, and the innermost loops.
+
+    Attributes:
+        product: one of them, a pointwise convolution over a single row. tiling: its blocking.
+        weight: the packed right factors.
+    """
+
+    product: Convolution
+    tiling: ProductTiling
+    weight: Expr
+
+    @property
+    def panels(self) -> Panels:
+        """The panels of output channels."""
+        return Panels.of(self.product, self.tiling.product.panel)
+
+    @contextmanager
+    def tasks(self, frame: Frame) -> Iterator[Task]:
+        """Loop over the tasks of this thread."""
+        product, block = self.product, self.tiling.product
+        repeat = max(segment.repeat for segment in product.column_segments(block.columns))
+        column_tiles = ceil_div(repeat, block.blocks)
+        panel_tiles = ceil_div(self.panels.total, block.panels)
+        full = block.blocks * block.columns
+        with frame.tasks((column_tiles, panel_tiles)) as (column_tile, panel_tile):
+            first = column_tile * full
+            if column_tiles == 1:
+                pixels: Index = product.out_width
+            else:
+                pixels = tirx.Select(tirx.EQ(column_tile, column_tiles - 1), product.out_width - first, full)
+            visit = Visit(product.out_width if column_tiles == 1 else full, -first)
+            yield Task(self, first, pixels, visit, (column_tile, column_tiles), (panel_tile, panel_tiles))
+
+    def multiply(self, registers: Registers, left: Operand, number: Index, block: Block) -> None:
+        """Add product `number` of the block to the registers; `left` is over (batch, row, pixel, channel)."""
+        channels, width = self.product.in_channels, sum(self.panels.widths)
+        panel_base = block.panel * (self.tiling.count * channels * width)
+        product_base = panel_base + number * channels * sum(block.widths)
+        steps = channels if self.tiling.by_product else self.tiling.count * channels
+        share = WeightShare(
+            block.visit,
+            self.tiling.product.columns,
+            block.widths,
+            steps,
+            product_base if self.tiling.by_product else panel_base,
+        )
+        with loop(channels) as channel:
+            base, weights = product_base + channel * sum(block.widths), []
+            for lanes in block.widths:
+                weights.append(T.Bind(self.weight[ramp(base, lanes)]))
+                base = base + lanes
+            step = channel if self.tiling.by_product else number * channels + channel
+            share.prefetch(self.weight, step, block.start)
+            for index, column in enumerate(registers):
+                value = left.load((0, 0, block.start + index, channel))
+                for register, weight in zip(column, weights, strict=True):
+                    register.set(register.value + broadcast(value, register.lanes) * weight)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some blocks of pixels and some panels.
+
+    Attributes:
+        first: its first pixel. pixels: how many.
+        column_tile, panel_tile: the number of its run of blocks and of its run of panels, out of how many.
+    """
+
+    products: Products
+    first: Index
+    pixels: Index
+    visit: Visit
+    column_tile: tuple[Index, int]
+    panel_tile: tuple[Index, int]
+
+    def for_each_panel(self, body: Callable[[Index, tuple[int, ...]], None]) -> None:
+        """Call `body(panel, widths)`."""
+        tile, tiles = self.panel_tile
+        for_each_panel(self.products.panels, self.products.tiling.product.panels, tile, tiles, body)
+
+    def for_each_block(self, panel: Index, widths: tuple[int, ...], body: Callable[[Block], None]) -> None:
+        """Call `body(block)` for the blocks of one panel, whose vectors have `widths`."""
+        tiling = self.products.tiling.product
+        segments = self.products.product.column_segments(tiling.columns)
+
+        def call(start: Index, segment: ColumnSegment) -> None:
+            body(Block(start, segment.columns, panel, widths, self.visit))
+
+        for_each_block(segments, tiling.blocks, *self.column_tile, call)
+
+
+@dataclass(frozen=True)
+class Block:
+    """`columns` pixels from `start` on, times one panel, whose vectors have `widths`."""
+
+    start: Index
+    columns: int
+    panel: Index
+    widths: tuple[int, ...]
+    visit: Visit
+
+    def registers(self) -> Registers:
+        """A register for each of its vectors."""
+        return [[Accumulator(lanes) for lanes in self.widths] for _ in range(self.columns)]
