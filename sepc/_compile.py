@@ -19,6 +19,7 @@ from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
+from sepc.fallback import require_kernels
 from sepc.frontend.export import Captured, export, finish
 from sepc.ir import ops, region
 from sepc.runtime.executable import Executable
@@ -39,17 +40,20 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     num_threads: int | None = None,
     optimize: Objective = "time",
     shape_limit: int = DEFAULT_SHAPE_LIMIT,
+    fullgraph: bool = False,
     verify_each: bool = False,
 ) -> CompiledModel:
     """Compile `model` for `target`. What was compiled before comes from a cache on disk, also in another process.
 
     Args:
-        model: a module in eval mode, with float32 parameters on the CPU, or an ExportedProgram.
+        model: a module in eval mode, with parameters on the CPU, or an ExportedProgram. Kernels compute float32,
+            float16 and bfloat16, all in float32; PyTorch computes other types.
         target: "native", "x86-64-v3", "x86-64-v4" or "x86:<llvm cpu>".
         example_inputs: positional arguments to compile for now; else each new input shape compiles at its first call.
         num_threads: threads per call; by default those of ``torch.get_num_threads()`` at the call.
         optimize: "time", or "memory" for the smallest arena: chains as long and windows as small as that takes.
         shape_limit: how many input shapes may be compiled.
+        fullgraph: no operator may be left to PyTorch: where one has no kernel, compiling raises ModelError.
         verify_each: run the graph before and after every pass and compare the results.
 
     Raises:
@@ -61,7 +65,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if optimize not in get_args(Objective):
         choices = " or ".join(f'"{one}"' for one in get_args(Objective))
         raise InputError(f"There is nothing to optimize called {optimize!r}", fix=f"give {choices}")
-    compiled = CompiledModel(model, Target.parse(target), num_threads, optimize, shape_limit, verify_each)
+    compiled = CompiledModel(model, Target.parse(target), num_threads, optimize, shape_limit, fullgraph, verify_each)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
@@ -126,12 +130,29 @@ def specialize(
     kwargs: Mapping[str, Any],
     signature: Signature,
     optimize: Objective = "time",
+    fullgraph: bool = False,
     verify_each: bool = False,
 ) -> Compiled:
     """Compile `model` as it runs on ``(*args, **kwargs)``, or take it from the cache; raises what `compile` raises.
 
     `signature` is that of the arguments.
     """
+    compiled = _specialize(model, target, threads, args, kwargs, signature, optimize, verify_each)
+    # Afterwards, and so in the same way for what comes from the cache, which is of compilations of both kinds.
+    require_kernels(compiled, target, fullgraph)
+    return compiled
+
+
+def _specialize(
+    model: nn.Module | ExportedProgram,
+    target: Target,
+    threads: int,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    signature: Signature,
+    optimize: Objective,
+    verify_each: bool,
+) -> Compiled:
     clock = _Clock()
     job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each)
     clock.lap("capture")

@@ -42,11 +42,12 @@ class CompiledModel(Model):
         num_threads: int | None,
         optimize: Objective,
         shape_limit: int,
+        fullgraph: bool,
         verify_each: bool,
     ) -> None:
         super().__init__(target)
         self._model, self._num_threads, self._shape_limit = model, num_threads, shape_limit
-        self._optimize, self._verify_each = optimize, verify_each
+        self._optimize, self._fullgraph, self._verify_each = optimize, fullgraph, verify_each
         self._compiled: Compiled | None = None
         self._ranks: dict[Any, tuple[int, ...]] = {}
         self._lock = threading.Lock()
@@ -106,6 +107,7 @@ class CompiledModel(Model):
                 kwargs,
                 Signature.of(spec, leaves),
                 self._optimize,
+                self._fullgraph,
                 self._verify_each,
             )
             self._latest = self._specializations[key] = self._compiled

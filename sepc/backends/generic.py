@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from tvm import te
 
 from sepc.backends import generic_schedule
-from sepc.backends.generic_ops import CONVERTERS, DTYPES, Emitter, UnsupportedError
+from sepc.backends.generic_ops import CONVERSIONS, CONVERTERS, DTYPES, HALVES, Emitter, UnsupportedError
 
 # Indices are 32-bit.
 _MAX_ELEMENTS = 2**31 - 1
@@ -153,6 +154,7 @@ class _Lowering:
         if node.op == "get_attr":
             tensor = getattr(self.submodule, str(node.target)).detach()
             self.types[node] = _checked(tensor, node)
+            self._refuse_halves(node)
             return self.emitter.constant(tensor.cpu().contiguous().numpy())
         if _is_getitem(node):
             source, position = node.args
@@ -166,10 +168,17 @@ class _Lowering:
                 f"{node.name}: {node.target} is not on the list of operators for the generic lowering"
             )
         self.types[node] = self.emitter.out = _checked(self._type(node), node)
+        if overload_name(node) not in CONVERSIONS:
+            self._refuse_halves(node)
         try:
             return converter(self.emitter, *self._arguments(node))
         except UnsupportedError as error:
             raise UnsupportedError(f"{node.name}: {error}") from error
+
+    def _refuse_halves(self, node: fx.Node) -> None:
+        for value in pytree.tree_leaves([self.types[one] for one in (node, *node.all_input_nodes)]):
+            if value.dtype in HALVES:
+                raise UnsupportedError(f"{node.name}: {value.dtype} is only converted")
 
     def _type(self, node: fx.Node) -> Any:
         if "val" in node.meta:

@@ -99,7 +99,7 @@ class _Assembler:
             program.storages.append(_storage(owner))
         for node in graph.nodes:
             if node.op == "get_attr":
-                self.blocks[node] = (CONSTANTS, self._constant(ops.constant(self.graph_module, node).detach().numpy()))
+                self.blocks[node] = (CONSTANTS, self._constant(_bytes(ops.constant(self.graph_module, node))))
             elif region.is_region(node):
                 self._region(node)
         program.results = list(map(self._reference, region.results(self.graph_module)))
@@ -118,7 +118,7 @@ class _Assembler:
         else:
             on_host = node.name in self.on_host or _results_of(node)[1] is not None
             lowered = None if on_host else generic.lower(graph, f"sepc_{node.name}", self.lanes)
-            if not isinstance(lowered, generic.GenericRegion) or not _reads_densely(node):
+            if not isinstance(lowered, generic.GenericRegion) or not _is_dense(node):
                 self._host_call(node, graph)
             else:
                 node.meta["sepc_region"] = replace(kind, kernel="tvm")
@@ -245,13 +245,19 @@ def _host_graph(graph: fx.GraphModule) -> HostGraph:
     return HostGraph(len(inputs), held, tuple(host_ops), plain(result))
 
 
+def _bytes(constant: torch.Tensor) -> NDArray[np.uint8]:
+    """What `constant` holds, of whatever type: numpy knows fewer of those."""
+    flat = constant.detach().contiguous().flatten()
+    return flat.view(torch.uint8).numpy() if flat.numel() else np.empty(0, np.uint8)
+
+
 def _storage(owner: fx.Node) -> Storage:
     return Storage(storage_elements(ops.shape(owner), layout(owner).strides), ops.dtype(owner))
 
 
-def _reads_densely(node: fx.Node) -> bool:
-    """Whether a region's inputs are as TVM's kernels read them: dense, in logical order."""
-    shaped = ((ops.shape(value), layout(value).strides) for value in region.inputs(node))
+def _is_dense(node: fx.Node) -> bool:
+    """Whether a region's inputs and result are as TVM's kernels read and write them: dense, in logical order."""
+    shaped = ((ops.shape(value), layout(value).strides) for value in (node, *region.inputs(node)))
     return all(same_strides(shape, strides, contiguous_strides(shape)) for shape, strides in shaped)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 aten = torch.ops.aten
+# What tensors may hold. Kernels compute in float32: `sepc.passes.promote` has them compute the halves, too; PyTorch
+# computes the rest.
+TYPES = (
+    torch.float32,
+    *(torch.float16, torch.bfloat16, torch.float64, torch.complex64, torch.complex128),
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+)
 _STATE = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 _TRAINING_OPS = (
     aten.dropout.default,
@@ -101,9 +108,9 @@ def capture(
     it was exported with, and ignores `args` and `kwargs`.
 
     Raises:
-        ModelError: the model is in training mode, has parameters of another type or device than float32 on the CPU,
-            changes its inputs or buffers, has dynamic shapes, or cannot be exported.
-        InputError: a tensor argument is not on the CPU, or is floating but not float32.
+        ModelError: the model is in training mode, has parameters that are not on the CPU or of none of `TYPES`, changes
+            its inputs or buffers, has dynamic shapes, or cannot be exported.
+        InputError: a tensor argument is not on the CPU, or of none of `TYPES`.
     """
     return finish(export(model, args, kwargs))
 
@@ -170,6 +177,10 @@ def _explain(error: Exception) -> ModelError:
     return ModelError("torch.export cannot trace the model", where=where, why=reason, fix=fix)
 
 
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _listed(names: Sequence[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -199,9 +210,9 @@ def _check_parameters(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
             raise ModelError(
                 "The model is not on the CPU", where=name, why=f"this parameter is on {value.device}", fix=fix
             )
-        if value.dtype != torch.float32:
-            why = f"this parameter is {str(value.dtype).removeprefix('torch.')}; only float32 models are supported"
-            raise ModelError("The model is not in float32", where=name, why=why, fix="call model.float() first")
+        if value.dtype not in TYPES:
+            why = f"this parameter is {_short(value.dtype)}; supported are {_listed(list(map(_short, TYPES)), len(TYPES))}"
+            raise ModelError("A parameter has an unsupported type", where=name, why=why, fix="call model.float() first")
 
 
 def _check_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -214,9 +225,9 @@ def _check_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             raise InputError(
                 "An input is not on the CPU", where=where, why=f"it is on {leaf.device}", fix="move it: x.cpu()"
             )
-        if leaf.dtype.is_floating_point and leaf.dtype != torch.float32:
-            why = f"it is {str(leaf.dtype).removeprefix('torch.')}"
-            raise InputError("An input is not in float32", where=where, why=why, fix="convert it: x.float()")
+        if leaf.dtype not in TYPES:
+            why = f"it is {_short(leaf.dtype)}; supported are {_listed(list(map(_short, TYPES)), len(TYPES))}"
+            raise InputError("An input has an unsupported type", where=where, why=why, fix="convert it: x.float()")
 
 
 def _check_signature(program: ExportedProgram) -> None:
@@ -249,6 +260,7 @@ def _check_nodes(program: ExportedProgram) -> None:
         if isinstance(node.target, HigherOrderOperator):
             why = f"it contains {node.target}, which runs a nested graph"
             raise ModelError("The model has control flow in its graph", where=where, why=why)
+        _check_operand_types(node)
         training = node.target in _TRAINING_OPS and True in node.args
         if training or node.target in (
             aten._native_batch_norm_legit.default,
@@ -256,6 +268,25 @@ def _check_nodes(program: ExportedProgram) -> None:
         ):
             why = f"{node.target} runs in its training form"
             raise ModelError("The model is in training mode", where=where, why=why, fix="call model.eval() first")
+
+
+# Operators that take operands of one type only; PyTorch finds that out when it runs them, not while tracing.
+_PRODUCTS = frozenset(
+    (*(f"conv{rank}d" for rank in (1, 2, 3)), *(f"conv_transpose{rank}d" for rank in (1, 2, 3)), "convolution")
+) | {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm"}
+
+
+def _check_operand_types(node: fx.Node) -> None:
+    if not isinstance(node.target, OpOverload) or node.target._opname not in _PRODUCTS:
+        return
+    types = [operand.meta["val"].dtype for operand in node.all_input_nodes]
+    if len(set(types)) > 1:
+        raise ModelError(
+            f"The operands of {node.target} are of different types",
+            where=source_line(node.stack_trace),
+            why=f"they are {' and '.join(map(_short, types))}",
+            fix="convert the input to the type of the parameters",
+        )
 
 
 def _in_order(kwargs: Mapping[str, Any], spec: pytree.TreeSpec) -> dict[str, Any]:
@@ -286,10 +317,9 @@ def _state(program: ExportedProgram, spec: InputSpec) -> torch.Tensor:
     value = program.state_dict.get(target, program.constants.get(target))
     if not isinstance(value, torch.Tensor):
         raise ModelError("A constant of the model is not a tensor", where=target, why=f"it is {type(value).__name__}")
-    dtype = value.dtype
-    if value.device.type != "cpu" or (dtype != torch.float32 and (dtype.is_floating_point or dtype.is_complex)):
+    if value.device.type != "cpu" or value.dtype not in TYPES:
         raise ModelError(
-            "A constant of the model is not supported", where=target, why=f"it is {dtype} on {value.device}"
+            "A constant of the model is not supported", where=target, why=f"it is {value.dtype} on {value.device}"
         )
     return value.detach()
 

@@ -59,6 +59,8 @@ def _read_norm(node: fx.Node, module: fx.GraphModule) -> Affine | Rejection:
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
     if not all(one is None or is_constant(one) for one in parameters):
         return Rejection("its statistics or parameters are computed at run time")
+    if dtype(node) != torch.float32:
+        return Rejection(f"it computes in {dtype(node)}")
     mean, variance = (constant(module, one).double() for one in (norm.running_mean, norm.running_var))
     weight, bias = (0.0 if one is None else constant(module, one).double() for one in (norm.weight, norm.bias))
     scale = torch.rsqrt(variance + norm.eps) * (1.0 if norm.weight is None else weight)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from sepc.errors import VerificationError
 from sepc.ir.origin import derive
@@ -118,6 +119,7 @@ class PassManager:
         self._dump(graph_module, 0, "input")
         inputs = verification_inputs(graph_module, context.example_inputs) if self.verify_each else ()
         outputs = _execute(graph_module, inputs) if self.verify_each else ()
+        tolerance = tolerance_of(graph_module)
         records: list[PassRecord] = []
         for index, one in enumerate(self.passes, start=1):
             size, first_note, started = len(graph_module.graph.nodes), len(context.notes), time.perf_counter()
@@ -129,7 +131,7 @@ class PassManager:
                 self._dump(graph_module, index, one.name)
                 if self.verify_each:
                     reference, outputs = outputs, _execute(graph_module, inputs)
-                    difference = verify_numerics(one.name, reference, outputs)
+                    difference = verify_numerics(one.name, reference, outputs, tolerance)
             notes, nodes = tuple(context.notes[first_note:]), len(graph_module.graph.nodes)
             records.append(PassRecord(one.name, changed, time_ms, size, nodes, notes, difference))
         return records
@@ -138,6 +140,14 @@ class PassManager:
         if self.dump_dir is not None:
             self.dump_dir.mkdir(parents=True, exist_ok=True)
             (self.dump_dir / f"{index:03d}_{name}.py").write_text(print_graph(graph_module))
+
+
+def tolerance_of(graph_module: fx.GraphModule) -> float:
+    """How far results of `graph_module` may differ, relative to the largest, by the coarsest type in it."""
+    values = (value for node in graph_module.graph.nodes for value in pytree.tree_leaves(node.meta.get("val")))
+    types = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    # Rounding errors of halves add up from layer to layer: this catches mistakes, not errors of rounding.
+    return max([16 * torch.finfo(one).eps for one in types & {torch.float16, torch.bfloat16}], default=1e-4)
 
 
 def finish(graph_module: fx.GraphModule, pass_name: str) -> None:

@@ -5,7 +5,7 @@ does not pad. In float64, W₂W₁ being a product of matrices over channels for
 
     W₂∗(W₁∗x + b₁) + b₂  =  (W₂W₁)∗x + (Σ W₂b₁ + b₂)                        Σ over the taps of W₂
 
-Preconditions. The first has no other user; all weights are constants; the merged convolution takes no more
+Preconditions. They compute in float32; the first has no other user; all weights are constants; the merged convolution takes no more
 multiplications than both together. If the second one pads, then b₁ = 0, since it pads with zeros, not with b₁. Batch
 norms between the two hinder this, so they are folded before.
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sepc.ir.ops import Conv, constant, is_constant, shape
+from sepc.ir.ops import Conv, constant, dtype, is_constant, shape
 from sepc.passes.fold_batch_norm import build_layer
 from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
 
@@ -58,6 +58,8 @@ def merge(source: fx.Node, node: fx.Node, build: Rewriter) -> Rejection | None:
     wide = first if is_plain_pointwise(second) else second
     if first.groups != 1 or second.groups != 1 or not (wide is first or is_plain_pointwise(first)):
         return Rejection("they are no pair of a pointwise and another convolution", near=False)
+    if dtype(node) != torch.float32:
+        return Rejection(f"it computes in {dtype(node)}")
     if len(source.users) > 1:
         return Rejection(f"{source.name} has {len(source.users)} users")
     if not all(one is None or is_constant(one) for one in (first.weight, first.bias, second.weight, second.bias)):

@@ -16,6 +16,7 @@ from sepc.passes.merge_pointwise import MergePointwise
 from sepc.passes.place_concatenations import PlaceConcatenations
 from sepc.passes.plan_layout import PlanLayout
 from sepc.passes.plan_memory import PlanMemory
+from sepc.passes.promote import Promote
 from sepc.passes.recompute import Recompute
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from sepc.passes.manager import Pass
 
 PIPELINE: tuple[Pass, ...] = (
-    # First, so that every later pass has to know one spelling of each operation only.
+    # First, so that every later pass sees float32 where the model has halves; before constants are folded in those.
+    Promote(),
+    # So that every later pass has to know one spelling of each operation only.
     Canonicalize(),
     # Reads normalisations inside of branches itself, and comes before they are folded, so that one behind the sum is
     # folded into what the branches became.
@@ -57,6 +60,7 @@ def pipeline(objective: Objective) -> tuple[Pass, ...]:
 
 
 PASSES: dict[str, type[Pass]] = {
+    "promote": Promote,
     "canonicalize": Canonicalize,
     "merge-branches": MergeBranches,
     "fold-batch-norm": FoldBatchNorm,

@@ -101,8 +101,13 @@ def _key(leaf: Any) -> Any:
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, without its gradient, if it is contiguous or channels-last, else a contiguous copy."""
+    """`tensor`, without its gradient, if it is contiguous or channels-last, else a contiguous copy.
+
+    Its memory holds its values: PyTorch may put off negating and conjugating them.
+    """
     tensor = tensor.detach() if tensor.requires_grad else tensor
+    if tensor.is_neg() or tensor.is_conj():
+        tensor = tensor.resolve_neg().resolve_conj()
     if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
         return tensor
     return tensor.contiguous()

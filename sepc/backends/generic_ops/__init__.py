@@ -17,12 +17,12 @@ times slower than a library's. Known differences: max and min do not propagate N
 
 from __future__ import annotations
 
-from sepc.backends.generic_ops.emitter import DTYPES, Converter, Emitter, UnsupportedError
+from sepc.backends.generic_ops.emitter import DTYPES, HALVES, Converter, Emitter, UnsupportedError
 from sepc.backends.generic_ops.movement import MOVEMENT
-from sepc.backends.generic_ops.pointwise import POINTWISE
+from sepc.backends.generic_ops.pointwise import CONVERSIONS, POINTWISE
 from sepc.backends.generic_ops.reductions import REDUCTIONS
 from sepc.backends.generic_ops.resampling import RESAMPLING
 
 CONVERTERS: dict[str, Converter] = {**POINTWISE, **MOVEMENT, **REDUCTIONS, **RESAMPLING}
 
-__all__ = ["CONVERTERS", "DTYPES", "Converter", "Emitter", "UnsupportedError"]
+__all__ = ["CONVERSIONS", "CONVERTERS", "DTYPES", "HALVES", "Converter", "Emitter", "UnsupportedError"]

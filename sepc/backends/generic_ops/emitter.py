@@ -23,7 +23,12 @@ DTYPES: dict[torch.dtype, str] = {
     torch.int64: "int64",
     torch.int32: "int32",
     torch.bool: "bool",
+    torch.float16: "float16",
+    torch.bfloat16: "uint16",
 }
+# Kernels only convert these, and copy them. TVM's own bfloat16 converts the bits as if they were an integer.
+HALVES = (torch.float16, torch.bfloat16)
+_BFLOAT16 = DTYPES[torch.bfloat16]
 
 # An expression with more operators than this is stored to memory instead of being repeated in each of its readers.
 _MAX_INLINE_WEIGHT = 48
@@ -146,7 +151,28 @@ def cast(value: Expr, dtype: str) -> Expr:
     source = str(value.ty.dtype)
     if source == dtype:
         return value
+    if source == _BFLOAT16:
+        return cast(_from_bfloat16(value), dtype)
+    if dtype == _BFLOAT16:
+        return _to_bfloat16(cast(value, "float32"))
     return tirx.NE(value, number(0, source)) if dtype == "bool" else tirx.Cast(dtype, value)
+
+
+def _from_bfloat16(bits: Expr) -> Expr:
+    """The float32 whose upper half is `bits`."""
+    return tirx.reinterpret("float32", tirx.Cast("uint32", bits) << number(16, "uint32"))
+
+
+def _to_bfloat16(value: Expr) -> Expr:
+    """The upper half of a float32 that is rounded to the nearest one with an even last bit; NaN stays NaN."""
+
+    def rounded(bits: Expr) -> Expr:
+        odd = (bits >> number(16, "uint32")) & number(1, "uint32")
+        upper = (bits + number(0x7FFF, "uint32") + odd) >> number(16, "uint32")
+        is_nan = (bits & number(0x7FFFFFFF, "uint32")) > number(0x7F800000, "uint32")
+        return tirx.Cast(_BFLOAT16, tirx.Select(is_nan, number(0x7FC0, "uint32"), upper))
+
+    return let(tirx.reinterpret("uint32", value), rounded)
 
 
 def _exp(x: Expr, saturated: Expr) -> Expr:

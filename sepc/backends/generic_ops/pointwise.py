@@ -216,6 +216,12 @@ def _convert(emitter: Emitter, x: Tensor, *_: Any) -> Tensor:
     return _unary(lambda value: value)(emitter, x)
 
 
+# What gives back its operand, in another type or the same one.
+CONVERSIONS: dict[str, Converter] = dict.fromkeys(
+    "clone.default alias.default contiguous.default detach.default _to_copy.default to.dtype".split(), _convert
+)
+
+
 def _added(scale_sign: int) -> Converter:
     def combine(_: Emitter, a: Expr, b: Expr, alpha: Expr) -> Expr:
         scaled = b if int(alpha.value) == 1 and float(alpha.value) == 1.0 else b * alpha
@@ -303,10 +309,5 @@ POINTWISE: dict[str, Converter] = {
     "mish.default": pointwise(_mish),
     "softplus.default": pointwise(_softplus),
     "log_sigmoid.default": pointwise(lambda e, x: like(0, x) - _softplus_of(e, like(0, x) - x)),
-    "clone.default": _convert,
-    "alias.default": _convert,
-    "contiguous.default": _convert,
-    "detach.default": _convert,
-    "_to_copy.default": _convert,
-    "to.dtype": _convert,
+    **CONVERSIONS,
 }

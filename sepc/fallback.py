@@ -1,0 +1,53 @@
+"""What is left to PyTorch: one line in the log for each specialisation, or an error where that is not wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sepc.errors import ModelError
+from sepc.ir import region
+from sepc.ir.origin import origin_of
+from sepc.target import Target
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from sepc._compile import Compiled
+
+logger = logging.getLogger("sepc")
+
+
+def require_kernels(compiled: Compiled, target: Target, fullgraph: bool) -> None:
+    """Tell what PyTorch runs of `compiled`.
+
+    Raises ModelError, with every such operator, if there is any and `fullgraph` is set, or if the host cannot run the
+    target: then it is not the host's PyTorch that would run them.
+    """
+    regions = compiled.description.regions
+    fallbacks = [one for one in regions if one.kernel == "torch"]
+    if not fallbacks:
+        return
+    if not fullgraph and target.is_runnable:
+        reasons = "; ".join(dict.fromkeys(f"{', '.join(one.ops)} ({one.reason})" for one in fallbacks))
+        logger.info("%d of %d regions run in PyTorch: %s", len(fallbacks), len(regions), reasons)
+        return
+    # The graph of this compilation, not of that which the cache has it from: source lines are those of this program.
+    lines = list(dict.fromkeys(_lines(compiled.lowered.graph_module)))
+    wanted = "fullgraph=True" if fullgraph else f"the target {target.name!r}, which this host cannot run"
+    raise ModelError(
+        f"There are no kernels for {len(lines)} operators, and {wanted} leaves nothing to PyTorch",
+        why="\n    ".join(("these would run in PyTorch", *lines)),
+        fix="rewrite these lines, or compile for this host without fullgraph=True",
+    )
+
+
+def _lines(graph_module: fx.GraphModule) -> Iterator[str]:
+    """Per operator that PyTorch runs a line with its place in the user's program and the reason."""
+    for node, graph in region.regions(graph_module):
+        info = region.info(node)
+        if info.kernel == "torch":
+            for inner in region.computations(graph):
+                source = origin_of(inner).source or origin_of(node).source or "an unknown place"
+                yield f"{inner.target} at {source}: {info.reason}"
