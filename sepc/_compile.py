@@ -74,6 +74,11 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
 logger = logging.getLogger("sepc")
 
 
+def _no_autocast() -> torch.autocast:
+    """Not the caller's autocast: what that is at the first call says nothing of later ones, or of other processes."""
+    return torch.autocast("cpu", enabled=False)
+
+
 @dataclass(frozen=True)
 class Lowered:
     """What the compiler knows of a specialisation beyond what it takes to run it.
@@ -107,7 +112,8 @@ class Compiled(Specialization):
     @cached_property
     def lowered(self) -> Lowered:
         """What the compiler knows; computed now if the kernels came from the cache."""
-        return self.lower()
+        with _no_autocast():
+            return self.lower()
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,8 @@ def specialize(
 
     `signature` is that of the arguments.
     """
-    compiled = _specialize(model, target, threads, args, kwargs, signature, optimize, verify_each)
+    with _no_autocast():
+        compiled = _specialize(model, target, threads, args, kwargs, signature, optimize, verify_each)
     # Afterwards, and so in the same way for what comes from the cache, which is of compilations of both kinds.
     require_kernels(compiled, target, fullgraph)
     return compiled

@@ -1,10 +1,10 @@
 """The backend "sepc" of torch.compile: each graph that Dynamo finds becomes a `CompiledModel`.
 
-Dynamo divides a program into graphs, guards them, and hands over each with its parameters and buffers among the inputs.
-Here those are *weights*: constants of what is compiled, which is what lets passes fold and pack them. So each call makes
-sure that they are still what was compiled (`sepc.frontend.weights`), and a graph whose weights have changed runs in PyTorch until
-they stand still from one call to the next; then it is compiled anew. Sizes that Dynamo leaves open are fixed by the
-call: each shape compiles once, as with `sepc.compile`.
+Dynamo divides a program into graphs, guards them, and hands over each with its parameters and buffers among the
+inputs. Here those are *weights*: constants of what is compiled, which is what lets passes fold and pack them. So each
+call makes sure that they are still what was compiled (`sepc.frontend.weights`), and a graph whose weights have changed
+runs in PyTorch until they stand still from one call to the next; then it is compiled anew. Sizes that Dynamo leaves
+open are fixed by the call: each shape compiles once, as with `sepc.compile`.
 
 A graph that cannot be compiled so that it does just what PyTorch would do runs in PyTorch, and a warning says why: it
 needs gradients, it writes to its inputs or buffers, its results share memory as compiled results do not, or
@@ -38,9 +38,12 @@ OPTIONS: Final = tuple(
 WEIGHTS_LIMIT: Final = 64
 
 
-
 def backend(
-    graph_module: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, **more: Any
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Callable[..., Any]:
     """What torch.compile calls for each graph: ``torch.compile(model, backend="sepc", options={"num_threads": 1})``.
 
@@ -154,6 +157,8 @@ class _Bound(nn.Module):
     def __init__(self, graph_module: fx.GraphModule, places: Sequence[int], weights: Sequence[torch.Tensor]) -> None:
         super().__init__()
         self.graph_module, self.places = graph_module, frozenset(places)
+        # Guarded by Dynamo, so it is the same at every call.
+        self._autocast = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
         for place, weight in zip(places, weights, strict=False):
             # Another tensor of the same memory, so that it does not keep the parameter itself alive.
             self.register_buffer(f"weight_{place}", weight.detach())
@@ -162,7 +167,8 @@ class _Bound(nn.Module):
         """The graph's results for all its other inputs."""
         others, total = iter(inputs), len(inputs) + len(self.places)
         args = [getattr(self, f"weight_{place}") if place in self.places else next(others) for place in range(total)]
-        with traceback.preserve_node_meta():  # The user's source lines, for messages.
+        # Its nodes know the user's source lines, for messages.
+        with traceback.preserve_node_meta(), torch.autocast("cpu", *self._autocast):
             return fx.Interpreter(self.graph_module).run(*args)
 
 

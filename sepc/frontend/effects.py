@@ -45,7 +45,9 @@ def expected_effects(graph_module: fx.GraphModule, args: Sequence[Any]) -> list[
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.inference_mode(mode=False), torch.no_grad():
         given = [mode.from_tensor(one, static_shapes=True) if isinstance(one, torch.Tensor) else one for one in args]
-        held = {name: mode.from_tensor(one, static_shapes=True) for name, one in state(graph_module).items()}
+        held: dict[str, torch.Tensor] = {
+            name: mode.from_tensor(one, static_shapes=True) for name, one in state(graph_module).items()
+        }
         tensors = [one for one in (*given, *held.values()) if isinstance(one, torch.Tensor)]
         versions = [one._version for one in tensors]
         try:
@@ -90,7 +92,8 @@ def require_same(expected: Sequence[Effect], found: Sequence[Effect]) -> None:
     for index, (wanted, given) in enumerate(zip(expected, found, strict=True)):
         if wanted != given:
             raise ModelError(
-                "Compiled results do not lie in memory as those of PyTorch", why=f"result {index}: {given}, not {wanted}"
+                "Compiled results do not lie in memory as those of PyTorch",
+                why=f"result {index}: {given}, not {wanted}",
             )
 
 

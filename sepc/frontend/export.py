@@ -211,7 +211,7 @@ def _check_parameters(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
                 "The model is not on the CPU", where=name, why=f"this parameter is on {value.device}", fix=fix
             )
         if value.dtype not in TYPES:
-            why = f"this parameter is {_short(value.dtype)}; supported are {_listed(list(map(_short, TYPES)), len(TYPES))}"
+            why = f"this parameter is {_short(value.dtype)}; supported are {', '.join(map(_short, TYPES))}"
             raise ModelError("A parameter has an unsupported type", where=name, why=why, fix="call model.float() first")
 
 
@@ -226,7 +226,7 @@ def _check_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
                 "An input is not on the CPU", where=where, why=f"it is on {leaf.device}", fix="move it: x.cpu()"
             )
         if leaf.dtype not in TYPES:
-            why = f"it is {_short(leaf.dtype)}; supported are {_listed(list(map(_short, TYPES)), len(TYPES))}"
+            why = f"it is {_short(leaf.dtype)}; supported are {', '.join(map(_short, TYPES))}"
             raise InputError("An input has an unsupported type", where=where, why=why, fix="convert it: x.float()")
 
 

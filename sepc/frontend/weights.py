@@ -12,11 +12,10 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
+from operator import attrgetter
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 # Elements of each weight that are compared, in two runs: each run is a cache miss where a model does not fit the cache.
 SAMPLES = 16
@@ -27,7 +26,7 @@ class Weights:
 
     def __init__(self, tensors: Sequence[torch.Tensor], forget: Callable[[], Any]) -> None:
         self._references = [weakref.ref(tensor, lambda _: forget()) for tensor in tensors]
-        self._samples = [memoryview(_bytes(one)) for one in chain.from_iterable(map(_samples, tensors))]
+        self._samples = [_bytes(one) for one in chain.from_iterable(map(_samples, tensors))]
         self._marks = _marks(tensors)
         self._values = self._read()
 
@@ -40,7 +39,11 @@ class Weights:
         return b"".join(self._samples)
 
 
-_MARKS = (torch.Tensor._version.__get__, torch.Tensor.data_ptr, torch.Tensor.stride)
+_MARKS: tuple[Callable[[torch.Tensor], Any], ...] = (
+    attrgetter("_version"),
+    torch.Tensor.data_ptr,
+    torch.Tensor.stride,
+)
 
 
 def _marks(tensors: Sequence[torch.Tensor]) -> list[list[Any]]:
@@ -65,6 +68,6 @@ def _samples(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
             yield flat[third : third + SAMPLES // 2]
 
 
-def _bytes(sample: torch.Tensor) -> NDArray[np.uint8]:
+def _bytes(sample: torch.Tensor) -> memoryview:
     # Bytes, since numpy does not know every type, and NaN is not equal to itself.
-    return sample.view(torch.uint8).numpy()
+    return sample.view(torch.uint8).numpy().data

@@ -1,11 +1,11 @@
 """merge-pointwise: a 1x1 convolution right before or after a convolution becomes a part of it.
 
-Pattern: two convolutions in a row, of one group each. One of them is pointwise: its kernel is 1x1, its stride 1, and it
+Pattern: two convolutions in a row, of float32 and one group each. One of them is pointwise: its kernel is 1x1, its stride 1, and it
 does not pad. In float64, W₂W₁ being a product of matrices over channels for every tap of the other one,
 
     W₂∗(W₁∗x + b₁) + b₂  =  (W₂W₁)∗x + (Σ W₂b₁ + b₂)                        Σ over the taps of W₂
 
-Preconditions. They compute in float32; the first has no other user; all weights are constants; the merged convolution takes no more
+Preconditions. The first has no other user; all weights are constants; the merged convolution takes no more
 multiplications than both together. If the second one pads, then b₁ = 0, since it pads with zeros, not with b₁. Batch
 norms between the two hinder this, so they are folded before.
 
@@ -40,7 +40,7 @@ class MergePointwise:
         """Merge what it can in `graph_module`; returns whether it changed."""
         changed, mode = False, fake_mode(graph_module)
         for node in list(graph_module.graph.nodes):
-            if not (Conv.matches(node) and Conv.matches(Conv.of(node).input)):
+            if not (Conv.matches(node) and Conv.matches(Conv.of(node).input) and dtype(node) == torch.float32):
                 continue
             source = Conv.of(node).input
             build = Rewriter(graph_module, self.name, mode, node, (source, node))
@@ -58,8 +58,6 @@ def merge(source: fx.Node, node: fx.Node, build: Rewriter) -> Rejection | None:
     wide = first if is_plain_pointwise(second) else second
     if first.groups != 1 or second.groups != 1 or not (wide is first or is_plain_pointwise(first)):
         return Rejection("they are no pair of a pointwise and another convolution", near=False)
-    if dtype(node) != torch.float32:
-        return Rejection(f"it computes in {dtype(node)}")
     if len(source.users) > 1:
         return Rejection(f"{source.name} has {len(source.users)} users")
     if not all(one is None or is_constant(one) for one in (first.weight, first.bias, second.weight, second.bias)):

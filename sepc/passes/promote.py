@@ -107,7 +107,9 @@ class _Run:
 
     def _changes_half_type(self, node: fx.Node, source: fx.Node) -> bool:
         result = self.declared[node]
-        return ops.is_op(node, aten._to_copy.default) and _halves(result) and result.dtype != self.declared[source].dtype
+        return (
+            ops.is_op(node, aten._to_copy.default) and _halves(result) and result.dtype != self.declared[source].dtype
+        )
 
     def _promote(self, node: fx.Node) -> str:
         """Have `node` compute in float32, if it computes the same there."""
@@ -171,7 +173,9 @@ class _Run:
         """`value` in float32, but rounded to its half type."""
         if self.narrow.get(value) is value:
             return self._widened(value, reader)  # Nothing of it was ever computed in float32.
-        return self._build(value, reader).call(aten._to_copy.default, self._narrowed(value, reader), dtype=torch.float32)
+        return self._build(value, reader).call(
+            aten._to_copy.default, self._narrowed(value, reader), dtype=torch.float32
+        )
 
     def _build(self, value: fx.Node, reader: fx.Node) -> Rewriter:
         return Rewriter(self.graph_module, self.pass_name, fake_mode(self.graph_module), reader, (value,))

@@ -137,7 +137,8 @@ def _run_on_host(call: HostCall, blocks: Sequence[torch.Tensor], stamps: ctypes.
     """Call the graph of a region in PyTorch and copy its results to where they were planned."""
     if stamps is not None:
         stamps[call.number] = time.monotonic()
-    with torch.no_grad():
+    # As it was compiled; the caller's autocast would change types.
+    with torch.no_grad(), torch._C._DisableAutocast():
         found = call.graph(*(view(reference, blocks) for reference in call.inputs))
     results = (found,) if call.positions is None else [found[position] for position in call.positions]
     for reference, result in zip(call.results, results, strict=True):
