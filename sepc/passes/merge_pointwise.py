@@ -1,7 +1,7 @@
 """merge-pointwise: a 1x1 convolution right before or after a convolution becomes a part of it.
 
-Pattern: two convolutions in a row, of float32 and one group each. One of them is pointwise: its kernel is 1x1, its stride 1, and it
-does not pad. In float64, W₂W₁ being a product of matrices over channels for every tap of the other one,
+Pattern: two convolutions in a row, in float32 and of one group each. One of them is pointwise: its kernel is 1x1, its
+stride 1, and it does not pad. In float64, W₂W₁ being a product of matrices over channels for every tap of the other,
 
     W₂∗(W₁∗x + b₁) + b₂  =  (W₂W₁)∗x + (Σ W₂b₁ + b₂)                        Σ over the taps of W₂
 

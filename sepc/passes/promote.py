@@ -37,11 +37,14 @@ from torch.utils import _pytree as pytree
 
 from sepc.errors import VerificationError
 from sepc.ir import ops
+from sepc.ir.origin import derive
 from sepc.ir.views import is_view
 from sepc.passes.manager import PassContext, Rewriter, fake_mode, infer, same_type
 
 aten = torch.ops.aten
 HALVES = (torch.float16, torch.bfloat16)
+# Their results are views.
+_SPLITS = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class _Run:
             self.narrow[node] = node  # It makes halves of something else: that rounds.
         elif node.target is operator.getitem:
             self._take(node, given[0])
-        elif (is_view(node) and given[0] in self.narrow) or self._changes_half_type(node, given[0]):
+        elif (_gives_views(node) and given[0] in self.narrow) or self._changes_half_type(node, given[0]):
             self._narrow_arguments(node)
         else:
             return self._promote(node)
@@ -154,10 +157,8 @@ class _Run:
             build = self._build(value, reader)
             if ops.is_constant(value):
                 wide = build.constant(f"{value.target}_float32", ops.constant(self.graph_module, value).float())
-            elif is_view(value):
-                source = self._widened(value.all_input_nodes[0], reader)
-                assert isinstance(value.target, OpOverload)
-                wide = build.call(value.target, source, *value.args[1:], **value.kwargs)
+            elif _is_view(value):
+                wide = self._viewed(value, reader, self._widened)
             else:
                 wide = build.call(aten._to_copy.default, value, dtype=torch.float32)
             self.wide[value] = wide
@@ -165,9 +166,27 @@ class _Run:
 
     def _narrowed(self, value: fx.Node, reader: fx.Node) -> fx.Node:
         if value not in self.narrow:
-            build = self._build(value, reader)
-            self.narrow[value] = build.call(aten._to_copy.default, self.wide[value], dtype=self.declared[value].dtype)
+            if _is_view(value):  # So that it has the strides, and shares the memory, that it has in eager.
+                self.narrow[value] = self._viewed(value, reader, self._narrowed)
+            else:
+                half = self.declared[value].dtype
+                self.narrow[value] = self._build(value, reader).call(
+                    aten._to_copy.default, self.wide[value], dtype=half
+                )
         return self.narrow[value]
+
+    def _viewed(self, value: fx.Node, reader: fx.Node, form: Callable[[fx.Node, fx.Node], fx.Node]) -> fx.Node:
+        """The view `value`, but of that form of its source."""
+        viewing = value.all_input_nodes[0] if value.target is operator.getitem else value
+        assert isinstance(viewing.target, OpOverload)
+        source = form(viewing.all_input_nodes[0], reader)
+        view = self._build(value, reader).call(viewing.target, source, *viewing.args[1:], **viewing.kwargs)
+        if viewing is value:
+            return view
+        with self.graph_module.graph.inserting_before(reader):
+            part = self.graph_module.graph.call_function(operator.getitem, (view, value.args[1]))
+        part.meta.update(val=view.meta["val"][value.args[1]], sepc_origin=derive(self.pass_name, (value,)))
+        return part
 
     def _rounded(self, value: fx.Node, reader: fx.Node) -> fx.Node:
         """`value` in float32, but rounded to its half type."""
@@ -179,6 +198,15 @@ class _Run:
 
     def _build(self, value: fx.Node, reader: fx.Node) -> Rewriter:
         return Rewriter(self.graph_module, self.pass_name, fake_mode(self.graph_module), reader, (value,))
+
+
+def _gives_views(node: fx.Node) -> bool:
+    return is_view(node) or ops.is_op(node, *_SPLITS)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether `node` is a view of a tensor, if only one of several that an operator gives."""
+    return is_view(node) or (node.target is operator.getitem and ops.is_op(node.args[0], *_SPLITS))
 
 
 def _is_leaf(argument: Any) -> bool:

@@ -212,6 +212,35 @@ def test_attributes_become_constants(tmp_path: Path) -> None:
     check(run(build([region], tmp_path), region, [value], 2), [value * module.scale + 2.0])
 
 
+def edge_values() -> torch.Tensor:
+    """Any bits as float32, and what is special among those and among halves: ties, subnormal numbers, infinity."""
+    special = torch.tensor([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 65504.0, 65520.0, 3.4e38, 1e-7, 1e-40])
+    anything = torch.randint(-(2**31), 2**31, (4096,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    return torch.cat(
+        [special, special.neg(), torch.tensor([torch.inf, -torch.inf, torch.nan]), anything.view(torch.float32)]
+    )
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+def test_conversions_of_halves_are_those_of_pytorch_for_every_value(half: torch.dtype, tmp_path: Path) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(half)
+    for source, dtype in ((every, torch.float32), (edge_values(), half)):
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        x.meta["val"] = source.to("meta")
+        graph.output(graph.call_function(aten._to_copy.default, (x,), {"dtype": dtype}))
+        region = generic.lower(fx.GraphModule({}, graph), f"to_{str(dtype).partition('.')[2]}", LANES)
+        assert isinstance(region, generic.GenericRegion), region
+        (tmp_path / str(dtype)).mkdir()
+        library = build([region], tmp_path / str(dtype))
+        result = torch.empty(source.shape, dtype=dtype)
+        (kernel,) = region.kernels
+        for thread in range(2):
+            pointers = ctypes.c_void_p(source.data_ptr()), ctypes.c_void_p(result.data_ptr())
+            assert getattr(library, kernel.name)(*pointers, thread, 2) == 0
+        torch.testing.assert_close(result, source.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 def test_result_that_is_an_input_is_copied(tmp_path: Path) -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
@@ -229,6 +258,8 @@ def test_result_that_is_an_input_is_copied(tmp_path: Path) -> None:
         (("mm.default", (real(4, 5), real(5, 6)), {}), "not on the list"),
         (("conv2d.default", (real(1, 3, 8, 8), real(4, 3, 3, 3)), {}), "not on the list"),
         (("abs.default", (Tensor((4,), torch.int16),), {}), "dtype torch.int16"),
+        (("abs.default", (Tensor((4,), torch.float16),), {}), "torch.float16 is only converted"),
+        (("argmax.default", (Tensor((4,), torch.bfloat16),), {}), "torch.bfloat16 is only converted"),
         (("abs.default", (real(0, 4),), {}), "0 elements"),
         (("argmax.default", (X,), {}), "over all dimensions"),
         (("cumsum.default", (real(2, 2000), 1), {}), "cumsum over more"),

@@ -112,17 +112,28 @@ def test_functional_dropout_in_training_is_found_in_the_graph() -> None:
         capture(Functional().eval(), (X,))
 
 
-def test_parameters_must_be_float32_on_the_cpu() -> None:
-    with pytest.raises(ModelError, match=r"(?s)not in float32.*Where: weight.*float16"):
-        capture(nn.Conv2d(3, 4, 3).half(), (X,))
+def test_parameters_must_be_of_a_known_type_on_the_cpu() -> None:
+    model = nn.Conv2d(3, 4, 3)
+    model.weight = nn.Parameter(model.weight.to(torch.float8_e4m3fn))
+    with pytest.raises(ModelError, match=r"(?s)unsupported type.*Where: weight.*float8_e4m3fn.*float32, float16"):
+        capture(model, (X,))
     with pytest.raises(ModelError, match=r"(?s)not on the CPU.*weight.*meta"):
         capture(nn.Conv2d(3, 4, 3, device="meta"), (X,))
 
 
-def test_floating_inputs_must_be_float32() -> None:
-    with pytest.raises(InputError, match=r"(?s)not in float32.*args\[0\].*float64"):
-        capture(nn.ReLU(), (X.double(),))
-    capture(nn.Identity(), (torch.ones(2, dtype=torch.int64),))
+def test_inputs_must_be_of_a_known_type() -> None:
+    with pytest.raises(InputError, match=r"(?s)unsupported type.*args\[0\].*float8_e5m2"):
+        capture(nn.ReLU(), (X.to(torch.float8_e5m2),))
+    for dtype in (torch.int64, torch.float16, torch.bfloat16, torch.float64, torch.complex64):
+        capture(nn.Identity(), (torch.ones(2, dtype=dtype),))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3, bias=False), nn.ConvTranspose2d(3, 4, 3, bias=False)])
+def test_operands_of_different_types_are_refused_as_in_eager(layer: nn.Module) -> None:
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        layer(X.double())
+    with pytest.raises(ModelError, match=r"(?s)different types.*float64 and float32.*convert the input"):
+        capture(layer, (X.double(),))
 
 
 class Raises(nn.Module):
