@@ -74,7 +74,7 @@ def test_a_model_without_halves_is_left_alone() -> None:
         pytest.param(lambda self, x: functional.softmax(x, 1, dtype=torch.float32), id="types as arguments"),
         pytest.param(lambda self, x: (x.max(1).values, x.split(2, 1), x.topk(2, 1).values), id="several results"),
         pytest.param(lambda self, x: (x.mT + 1, x[:, 1:].exp(), x.flatten(1), x.expand(3, 2, 4, 6, 6) * 2), id="views"),
-        pytest.param(lambda self, x: ((x * 2)[:, 1:], (x + 1).split(3, 1), *(x * 3).mT.unbind(2)), id="views of results"),
+        pytest.param(lambda self, x: ((x * 2)[:, 1:], (x + 1).split(3, 1), *(x * 3).mT.unbind(2)), id="its views"),
         pytest.param(lambda self, x: [y.exp() + y for y in (x * 2).split(2, 1)], id="computed of views"),
         pytest.param(lambda self, x: (torch.zeros_like(x) + x, torch.arange(3, dtype=x.dtype)), id="made of nothing"),
         pytest.param(lambda self, x: (x, x[:, 1:], x.clone()), id="inputs as results"),
