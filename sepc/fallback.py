@@ -37,7 +37,7 @@ def require_kernels(compiled: Compiled, target: Target, fullgraph: bool) -> None
     lines = list(dict.fromkeys(_lines(compiled.lowered.graph_module)))
     wanted = "fullgraph=True" if fullgraph else f"the target {target.name!r}, which this host cannot run"
     raise ModelError(
-        f"There are no kernels for {len(lines)} operators, and {wanted} leaves nothing to PyTorch",
+        f"There are no kernels for {len(lines)} operator{'s' * (len(lines) > 1)}, and {wanted} leaves nothing to PyTorch",
         why="\n    ".join(("these would run in PyTorch", *lines)),
         fix="rewrite these lines, or compile for this host without fullgraph=True",
     )

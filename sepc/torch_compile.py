@@ -17,6 +17,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, ClassVar, Final
 
 import torch
@@ -158,7 +159,7 @@ class _Bound(nn.Module):
         super().__init__()
         self.graph_module, self.places = graph_module, frozenset(places)
         # Guarded by Dynamo, so it is the same at every call.
-        self._autocast = (torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu"))
+        self._autocast_type = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         for place, weight in zip(places, weights, strict=False):
             # Another tensor of the same memory, so that it does not keep the parameter itself alive.
             self.register_buffer(f"weight_{place}", weight.detach())
@@ -167,8 +168,9 @@ class _Bound(nn.Module):
         """The graph's results for all its other inputs."""
         others, total = iter(inputs), len(inputs) + len(self.places)
         args = [getattr(self, f"weight_{place}") if place in self.places else next(others) for place in range(total)]
-        # Its nodes know the user's source lines, for messages.
-        with traceback.preserve_node_meta(), torch.autocast("cpu", *self._autocast):
+        # Not if it is off: torch.export makes of it a nested graph, whose nodes do not know the user's source lines.
+        autocast = torch.autocast("cpu", self._autocast_type) if self._autocast_type else nullcontext()
+        with traceback.preserve_node_meta(), autocast:
             return fx.Interpreter(self.graph_module).run(*args)
 
 

@@ -264,7 +264,7 @@ def writes_to_buffer(self: Any, x: torch.Tensor) -> torch.Tensor:
     [
         (writes_to_input, False, "changes its inputs"),
         (writes_to_buffer, False, "changes its inputs, or a buffer"),
-        (lambda self, x: self.norm(self.conv(x)), True, "training"),
+        (lambda self, x: self.norm(self.conv(x)), True, "changes its inputs, or a buffer"),
         (lambda self, x: nn.functional.dropout(self.conv(x)), True, "training"),
         (lambda self, x: (self.conv(x), self.conv.weight[1:]), False, "do not lie in memory as those of PyTorch"),
     ],
@@ -285,14 +285,11 @@ def test_what_cannot_be_compiled_runs_in_pytorch_with_the_reason(
 
 
 def test_results_that_are_views_of_an_input_are_that(told: Callable[[], list[str]]) -> None:
-    fast = compiled(model(lambda self, x: (self.conv(x), x[:, 1:], x.view(-1))))
-    for x in (X, torch.randn(1, 3, 8, 16)[..., ::2]):
-        if x.is_contiguous():
-            assert fast(x)[1].data_ptr() == x[:, 1:].data_ptr()
-            assert told() == []
-    strided = compiled(model(lambda self, x: (self.conv(x), x[:, 1:])))
-    x = torch.randn(1, 3, 8, 16)[..., ::2]
-    assert strided(x)[1].data_ptr() == x[:, 1:].data_ptr()
+    fast = compiled(model(lambda self, x: (self.conv(x), x[:, 1:])))
+    assert fast(X)[1].data_ptr() == X[:, 1:].data_ptr()
+    assert told() == []
+    with_gaps = torch.randn(1, 3, 8, 16)[..., ::2]
+    assert fast(with_gaps)[1].data_ptr() == with_gaps[:, 1:].data_ptr()
     assert "do not lie in memory" in told()[0]
 
 

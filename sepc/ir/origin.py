@@ -25,7 +25,8 @@ class Origin:
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_LIBRARY_PATHS = ("/torch/nn/", "/torch/_", "/torch/fx/", "/torch/export/")
+# Of generated code there are frames, too, such as `<eval_with_key>.1`.
+_LIBRARY_PATHS = ("/torch/nn/", "/torch/_", "/torch/fx/", "/torch/export/", "<")
 
 
 def source_line(stack_trace: str | None) -> str:
