@@ -52,13 +52,13 @@ def _marks(tensors: Sequence[torch.Tensor]) -> list[list[Any]]:
 
 
 def _samples(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Views of some elements of `tensor`, each contiguous."""
+    """Views of some elements of `tensor`, each contiguous; of its first one only if there are gaps between them."""
     own = tensor.detach()
     extent = 1 + sum((size - 1) * stride for size, stride in zip(own.shape, own.stride(), strict=True))
     if not own.numel():
         return
-    if extent != own.numel():  # There are gaps in it.
-        yield own[(slice(1),) * own.dim()].view(1)
+    if extent != own.numel():
+        yield own.as_strided((1,), (1,))
         return
     flat = own.as_strided((extent,), (1,))
     if extent <= SAMPLES:
