@@ -147,8 +147,11 @@ def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
 
 
 def product_blocks(product: Convolution, machine: Machine) -> list[DenseTiling]:
-    """Blocks of one of the matrix products that a convolution is made of; each has the largest tasks."""
-    if product.out_channels < machine.vector_lanes:
+    """Blocks of one of the matrix products that a convolution is made of; each has the largest tasks.
+
+    None where fewer channels than a vector has lanes are all that sums and transforms work on.
+    """
+    if min(product.in_channels, product.out_channels) < machine.vector_lanes:
         return []
     return [block for block in _dense_blocks(product, machine) if not is_tight(block, machine)]
 
