@@ -227,20 +227,17 @@ def _finish(arguments: _Arguments, body: Callable[[Frame], None]) -> LoweredKern
 def _extents(problem: Problem) -> tuple[int, ...]:
     """Extents of the iteration space."""
     stage = problem.stage
-    if isinstance(stage, Convolution):
-        return stage.batch, stage.out_height, stage.out_width, stage.out_channels
-    if isinstance(stage, Pooling):
-        return stage.batch, stage.out_height, stage.out_width, stage.channels
+    if isinstance(stage, Convolution | Pooling):
+        return *stage.leading, stage.out_height, stage.out_width, stage.out_channels
     return stage.extents
 
 
 def _source_extent(problem: Problem) -> tuple[Strides, tuple[int, ...]]:
     """Strides and extents of the anchor's input."""
     stage = problem.stage
-    if isinstance(stage, Convolution):
-        return problem.source, (stage.batch, stage.in_height, stage.in_width, stage.in_channels)
-    if isinstance(stage, Pooling):
-        return problem.source, (stage.batch, stage.in_height, stage.in_width, stage.channels)
+    if isinstance(stage, Convolution | Pooling):
+        planes = (stage.depth.in_planes,) if stage.depth else ()
+        return problem.source, (stage.batch, *planes, stage.in_height, stage.in_width, stage.in_channels)
     return problem.source, _extents(problem)
 
 
@@ -316,7 +313,7 @@ def _weight(anchor: fx.Node, conv: Convolution, arguments: _Arguments) -> FloatA
     """The weights of the convolution or linear layer `anchor`: [O, I/groups, KH, KW]."""
     accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
     array = arguments.array(accessor.weight)
-    return array.reshape(*array.shape[:2], *conv.kernel)
+    return array.reshape(*array.shape[:2], conv.kernel_rows, conv.kernel[1])
 
 
 def _bias(anchor: fx.Node, arguments: _Arguments) -> str:

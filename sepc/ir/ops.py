@@ -224,15 +224,18 @@ PoolKind = Literal["max", "avg", "adaptive_avg"]
 
 @dataclass(frozen=True)
 class Pool(Accessor):
-    """Pooling over the last one or two dimensions of `input`; adaptive pooling sets `output_size`, other `kernel`."""
+    """Pooling over the last one to three dimensions of `input`; adaptive pooling sets `output_size`, other `kernel`."""
 
     targets = (
         aten.max_pool1d.default,
         aten.max_pool2d.default,
+        aten.max_pool3d.default,
         aten.avg_pool1d.default,
         aten.avg_pool2d.default,
+        aten.avg_pool3d.default,
         aten.adaptive_avg_pool1d.default,
         aten.adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
     )
     input: fx.Node
     kind: PoolKind
@@ -250,7 +253,7 @@ class Pool(Accessor):
         """Read `node`; raises VerificationError if it calls another operator."""
         named = cls.arguments(node)
         kinds: tuple[PoolKind, ...] = ("max", "avg", "adaptive_avg")
-        rank, kind = cls.position(node) % 2 + 1, kinds[cls.position(node) // 2]
+        rank, kind = cls.position(node) % 3 + 1, kinds[cls.position(node) // 3]
         if kind == "adaptive_avg":
             sizes = per_dimension(named["output_size"], rank)
             return cls(named["self"], kind, (), (), (), (), False, True, None, sizes)

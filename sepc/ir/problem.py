@@ -1,7 +1,8 @@
 """From a region and the strides of its tensors to a loop nest: what the cost model costs and the backends emit.
 
 Every region of ours iterates over the elements of its result. The iteration space has the dimensions (batch, row,
-column, channel) for stages with channels, and as many as needed for elementwise regions; each tensor is an array of
+column, channel) for stages with channels (with planes after the batch if they are 3-D), and as many as needed for
+elementwise regions; each tensor is an array of
 strides over it. Dimensions along which all tensors advance alike are merged, so that a pointwise convolution or linear
 layer sees one long row.
 """
@@ -17,9 +18,11 @@ from torch import fx
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.region import computations, result, returned, row_means
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
+from sepc.ir.stage import Convolution, Depth, Map, Normalization, Pooling, Stage
 
 Strides = tuple[int, ...]
+IMAGE_RANKS = (3, 4, 5)
+"""Dimensions of what convolutions and poolings work on, batch and channels included."""
 ROW_MEANS_COST = 2
 """Vector instructions per vector of results that adding to the means over its row takes."""
 
@@ -82,8 +85,11 @@ def channels_last_order(rank: int) -> tuple[int, ...]:
 
 
 def channel_axes(rank: int) -> tuple[int, ...]:
-    """Iteration dimension (batch, row, column, channel) of each logical dimension of an [N, C, (H,) W] tensor."""
-    return {3: (0, 3, 2), 4: (0, 3, 1, 2)}[rank]
+    """Iteration dimension of each logical dimension of an [N, C, (H,) W] or [N, C, D, H, W] tensor.
+
+    Iteration dimensions are (batch, row, column, channel), or (batch, plane, row, column, channel).
+    """
+    return {3: (0, 3, 2), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}[rank]
 
 
 def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_strides: Strides) -> Problem:
@@ -168,17 +174,24 @@ def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], t
         if len(norm.normalized_shape) != 1:
             raise UnsupportedRegionError("layer normalisation over more than the last dimension")
         return shape, plain, Normalization((1, 1, math.prod(shape[:-1]), shape[-1]), norm.eps)
-    if len(shape) not in (3, 4):
+    if len(shape) not in IMAGE_RANKS:
         raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
     axes = channel_axes(len(shape))
     stage = _convolution(anchor) if ops.Conv.matches(anchor) else _pooling(anchor)
-    height, width = stage.out_height, stage.out_width
-    return (stage.batch, height, width, shape[1]), axes, stage
+    return (*stage.leading, stage.out_height, stage.out_width, shape[1]), axes, stage
 
 
 def _two(values: Sequence[int], fill: int) -> tuple[int, int]:
-    """(rows, columns) of a spatial option; a 1-D one has one row."""
-    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
+    """(rows, columns) of a spatial option; a 1-D one has one row, of a 3-D one these are the last two."""
+    return (fill, values[0]) if len(values) == 1 else (values[-2], values[-1])
+
+
+def _depth(source: Sequence[int], out: Sequence[int], *options: Sequence[int]) -> Depth | None:
+    """The third dimension of an [N, C, D, H, W] tensor under a window; None of fewer dimensions.
+
+    `options` are kernel, stride, padding and dilation, or nothing.
+    """
+    return Depth(source[2], out[2], *(option[0] for option in options)) if len(source) == 5 else None
 
 
 def _convolution(anchor: fx.Node) -> Convolution:
@@ -203,6 +216,7 @@ def _convolution(anchor: fx.Node) -> Convolution:
         _two(conv.stride, 1),
         _two(padding, 0),
         _two(conv.dilation, 1),
+        _depth(source, out, conv.kernel, conv.stride, padding, conv.dilation),
     )
 
 
@@ -213,7 +227,8 @@ def _pooling(anchor: fx.Node) -> Pooling:
         source = ops.shape(mean.input)
         if mean.dims != tuple(range(2, len(source))) or not mean.keepdim:
             raise UnsupportedRegionError(f"mean over dimensions {mean.dims}")
-        return Pooling(out[0], *_two(source[2:], 1), *_two(out[2:], 1), out[1], False, adaptive=True)
+        sizes = (*_two(source[2:], 1), *_two(out[2:], 1))
+        return Pooling(out[0], *sizes, out[1], False, adaptive=True, depth=_depth(source, out))
     if not ops.Pool.matches(anchor):
         raise UnsupportedRegionError(f"no stage for {anchor.target}")
     pool = ops.Pool.of(anchor)
@@ -222,7 +237,7 @@ def _pooling(anchor: fx.Node) -> Pooling:
         raise UnsupportedRegionError("a pooling without a batch dimension")
     base = Pooling(out[0], *_two(source[2:], 1), *_two(out[2:], 1), out[1], pool.kind == "max")
     if pool.kind == "adaptive_avg":
-        return replace(base, adaptive=True)
+        return replace(base, adaptive=True, depth=_depth(source, out))
     return replace(
         base,
         kernel=_two(pool.kernel, 1),
@@ -231,6 +246,7 @@ def _pooling(anchor: fx.Node) -> Pooling:
         dilation=_two(pool.dilation, 1),
         include_padding=pool.count_include_pad,
         divisor=pool.divisor_override or 0,
+        depth=_depth(source, out, pool.kernel, pool.stride, pool.padding, pool.dilation),
     )
 
 
@@ -276,7 +292,7 @@ def _source(anchor: fx.Node | None, tensor: fx.Node, stage: Stage, strides: Mapp
     shape, own = ops.shape(tensor), strides[tensor]
     if isinstance(stage, Normalization) or (anchor is not None and ops.Linear.matches(anchor)):
         return own
-    return spread_strides(channel_axes(len(shape)), own, shape, 4)
+    return spread_strides(channel_axes(len(shape)), own, shape, max(4, len(shape)))
 
 
 def _merge(problem: Problem, extents: Sequence[int]) -> Problem:
@@ -314,12 +330,14 @@ def _merge_pixels(problem: Problem, pixels: Sequence[int]) -> Problem:
     spread = [(0,) * padding + row + (strides[-1],) for row, strides in zip(rows, tensors, strict=True)]
     if isinstance(stage, Convolution):
         stage = replace(stage, batch=batch, in_height=height, out_height=height, in_width=width, out_width=width)
+        stage = replace(stage, depth=None)
     operands = dict(zip(problem.operands, spread[1:-1], strict=True))
     return replace(problem, stage=stage, source=spread[-1], operands=operands, result=spread[0])
 
 
 def _is_pointwise(stage: Convolution) -> bool:
-    return stage.taps == 1 and stage.stride == (1, 1) and stage.padding == (0, 0)
+    in_place = stage.depth is None or (stage.depth.stride == 1 and stage.depth.padding == 0)
+    return stage.taps == 1 and stage.stride == (1, 1) and stage.padding == (0, 0) and in_place
 
 
 def _collapse(extents: Sequence[int], tensors: Sequence[Strides]) -> tuple[list[int], list[Strides]]:

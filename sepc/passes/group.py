@@ -35,6 +35,7 @@ from torch import fx
 
 from sepc.ir import ops
 from sepc.ir.elementwise import broadcasts, is_elementwise
+from sepc.ir.problem import IMAGE_RANKS
 from sepc.ir.region import RegionInfo, extract
 from sepc.ir.views import is_view
 from sepc.passes.manager import PassContext
@@ -111,7 +112,7 @@ def _convolution_obstacle(node: fx.Node) -> str:
         return "whose weight is computed"
     if rank != len(conv.kernel) + 2:
         return "without a batch dimension"
-    return "" if rank in (3, 4) else f"of a tensor with {rank} dimensions"
+    return "" if rank in IMAGE_RANKS else f"of a tensor with {rank} dimensions"
 
 
 def _linear_obstacle(node: fx.Node) -> str:
@@ -137,7 +138,7 @@ def _pooling_obstacle(node: fx.Node) -> str:
 def _mean_obstacle(node: fx.Node) -> str:
     mean = ops.Mean.of(node)
     rank = len(ops.shape(mean.input))
-    over_pixels = rank in (3, 4) and mean.dims == tuple(range(2, rank)) and mean.keepdim
+    over_pixels = rank in IMAGE_RANKS and mean.dims == tuple(range(2, rank)) and mean.keepdim
     return "" if over_pixels else f"over dimensions {mean.dims} of {rank}"
 
 
