@@ -14,17 +14,27 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages import dense, lanewise, strassen
 from sepc.backends.stages.chain import ChainStage, RowStage
 from sepc.backends.stages.elementwise import Expression
+from sepc.backends.stages.interleaved import InterleavedStage, interleaving
 from sepc.backends.stages.kernel import Frame, Parameter, build_function
 from sepc.backends.stages.mapping import MappingStage
 from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
 from sepc.backends.stages.row_means import RowMeans
 from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
-from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
+from sepc.cost_model.tiling import (
+    ChainTiling,
+    DenseTiling,
+    InterleavedTiling,
+    LaneTiling,
+    RowTiling,
+    StrassenTiling,
+    Tiling,
+)
 from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.layout import storage_elements
 from sepc.ir.links import chain_of
+from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, Strides, copy_problem
 from sepc.ir.region import computations, placeholders, result
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div
@@ -235,6 +245,9 @@ def _extents(problem: Problem) -> tuple[int, ...]:
 def _source_extent(problem: Problem) -> tuple[Strides, tuple[int, ...]]:
     """Strides and extents of the anchor's input."""
     stage = problem.stage
+    if isinstance(stage, Interleaved) and problem.input is not None:
+        batch, channels, *pixels = ops.shape(problem.input)
+        return problem.source, (batch, *(1,) * (2 - len(pixels)), *pixels, channels)
     if isinstance(stage, Convolution | Pooling):
         planes = (stage.depth.in_planes,) if stage.depth else ()
         return problem.source, (stage.batch, *planes, stage.in_height, stage.in_width, stage.in_channels)
@@ -255,6 +268,8 @@ def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments, turn_r
         return lambda frame, read, sink: MappingStage(stage, tiling, lanes, sink.compute)
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, DenseTiling | LaneTiling):
         return _convolution_maker(anchor, stage, tiling, arguments, turn_rows)
+    if isinstance(stage, Interleaved) and anchor is not None and isinstance(tiling, InterleavedTiling):
+        return _interleaved_maker(anchor, stage, tiling, arguments)
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, StrassenTiling):
         return _product_maker(anchor, stage, tiling, arguments, problem.epilogue_cost)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
@@ -275,10 +290,7 @@ def _convolution_maker(
     anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments, turn_rows: int
 ) -> _StageMaker:
     """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
-    if isinstance(tiling, LaneTiling):
-        packed = lanewise.pack_weights(_weight(anchor, conv, arguments), conv, arguments.lanes)
-    else:
-        packed = dense.pack_weights(_weight(anchor, conv, arguments), conv, tiling.panel)
+    packed = _packed(_weight(anchor, conv, arguments), conv, tiling, arguments)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
 
     def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
@@ -286,6 +298,40 @@ def _convolution_maker(
         if isinstance(tiling, LaneTiling):
             return lanewise.LanewiseStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish)
         return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, turn_rows)
+
+    return make
+
+
+def _packed(
+    weight: FloatArray, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments
+) -> FloatArray:
+    """`weight` in the order in which the kernel reads it."""
+    if isinstance(tiling, LaneTiling):
+        return lanewise.pack_weights(weight, conv, arguments.lanes)
+    return dense.pack_weights(weight, conv, tiling.panel)
+
+
+def _interleaved_maker(
+    anchor: fx.Node, stage: Interleaved, tiling: InterleavedTiling, arguments: _Arguments
+) -> _StageMaker:
+    """Pack the constants of every phase of the transposed convolution `anchor`, and add them to `arguments`."""
+    layer = ops.ConvTranspose.of(anchor)
+    whole, blocks = arguments.array(layer.weight), tuple(zip(stage.phases, tiling.phases, strict=True))
+    names = [
+        arguments.constant("weight", _packed(phase.weight(whole), phase.convolution, block, arguments))
+        for phase, block in blocks
+    ]
+    bias = _bias(anchor, arguments)
+
+    def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
+        biases, stages = frame.buffers.get(bias), list[RowStage]()
+        for (phase, block), name in zip(blocks, names, strict=True):
+            conv, weights, finish = phase.convolution, frame.buffers[name], interleaving(stage, phase, sink.finish)
+            if isinstance(block, LaneTiling):
+                stages.append(lanewise.LanewiseStage(conv, block, arguments.lanes, read, weights, biases, finish))
+            else:
+                stages.append(dense.DenseStage(conv, block, read, weights, biases, finish))
+        return InterleavedStage(stages)
 
     return make
 
@@ -318,7 +364,8 @@ def _weight(anchor: fx.Node, conv: Convolution, arguments: _Arguments) -> FloatA
 
 def _bias(anchor: fx.Node, arguments: _Arguments) -> str:
     """Add the bias of `anchor` to `arguments`; returns its parameter name, empty where there is none."""
-    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+    accessors = (ops.Linear, ops.Conv, ops.ConvTranspose)
+    accessor = next(accessor for accessor in accessors if accessor.matches(anchor)).of(anchor)
     return "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))
 
 

@@ -104,4 +104,14 @@ class ChainTiling:
         return f"registers {blocks}; window of {self.step} rows, task {self.rows} rows"
 
 
-Tiling = StageTiling | ChainTiling
+@dataclass(frozen=True)
+class InterleavedTiling:
+    """Blocking of a transposed convolution: of each of its phases."""
+
+    phases: tuple[DenseTiling | LaneTiling, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.phases)} phases: " + "; ".join(dict.fromkeys(map(str, self.phases)))
+
+
+Tiling = StageTiling | ChainTiling | InterleavedTiling

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sepc.errors import VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 aten = torch.ops.aten
 Scalar = int | float
@@ -160,6 +160,51 @@ class Conv(Accessor):
     def is_pointwise(self) -> bool:
         """Whether every kernel size is 1 and there is one group."""
         return self.groups == 1 and all(size == 1 for size in self.kernel)
+
+
+@dataclass(frozen=True)
+class ConvTranspose(Accessor):
+    """A transposed convolution of `input` [N, I, spatial...] with `weight` [I, O / groups, kernel...], `bias` [O]."""
+
+    targets = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+    input: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """Read `node`; raises VerificationError if it calls another operator."""
+        return cls.read(cls.arguments(node))
+
+    @classmethod
+    def read(cls, named: Mapping[str, Any]) -> Self:
+        """From the named arguments of any operator that spells them alike."""
+        rank = len(shape(named["weight"])) - 2
+        stride, padding, output_padding, dilation = (
+            per_dimension(named[name], rank) for name in ("stride", "padding", "output_padding", "dilation")
+        )
+        operands = (named["input"], named["weight"], named["bias"])
+        return cls(*operands, stride, padding, output_padding, dilation, named["groups"])
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The kernel's spatial size."""
+        return shape(self.weight)[2:]
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels, over all groups."""
+        return shape(self.weight)[0]
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels, over all groups."""
+        return shape(self.weight)[1] * self.groups
 
 
 @dataclass(frozen=True)

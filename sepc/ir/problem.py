@@ -17,6 +17,7 @@ from torch import fx
 
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
+from sepc.ir.phases import Axis, Interleaved, interleave
 from sepc.ir.region import computations, result, returned, row_means
 from sepc.ir.stage import Convolution, Depth, Map, Normalization, Pooling, Stage
 
@@ -46,7 +47,7 @@ class Problem:
         row_means: strides over it of the means of the result over each row; empty where there are none.
     """
 
-    stage: Stage
+    stage: Stage | Interleaved
     anchor: fx.Node | None
     input: fx.Node | None
     epilogue: tuple[fx.Node, ...]
@@ -54,6 +55,13 @@ class Problem:
     operands: Mapping[fx.Node, Strides]
     result: Strides
     row_means: Strides = ()
+
+    @property
+    def link(self) -> Stage:
+        """The stage, as one that can be computed a few rows at a time; raises UnsupportedRegionError if it cannot."""
+        if isinstance(self.stage, Interleaved):
+            raise UnsupportedRegionError("a transposed convolution is no link of a chain")
+        return self.stage
 
     @property
     def may_mix_pixels(self) -> bool:
@@ -158,7 +166,7 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
     return tuple(sorted(range(len(final)), key=lambda dim: place[final[dim]]))
 
 
-def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage]:
+def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage | Interleaved]:
     """Extents of the iteration space, which of its dimensions each of the anchor's result runs along, and the stage."""
     shape = ops.shape(anchor)
     plain = tuple(range(len(shape)))
@@ -177,6 +185,9 @@ def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], t
     if len(shape) not in IMAGE_RANKS:
         raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
     axes = channel_axes(len(shape))
+    if ops.ConvTranspose.matches(anchor):
+        transposed = _transposed(anchor)
+        return transposed.extents, axes, transposed
     stage = _convolution(anchor) if ops.Conv.matches(anchor) else _pooling(anchor)
     return (*stage.leading, stage.out_height, stage.out_width, shape[1]), axes, stage
 
@@ -218,6 +229,15 @@ def _convolution(anchor: fx.Node) -> Convolution:
         _two(conv.dilation, 1),
         _depth(source, out, conv.kernel, conv.stride, padding, conv.dilation),
     )
+
+
+def _transposed(anchor: fx.Node) -> Interleaved:
+    conv = ops.ConvTranspose.of(anchor)
+    source, out = ops.shape(conv.input), ops.shape(anchor)
+    if len(source) != len(out) or len(out) != len(conv.kernel) + 2:
+        raise UnsupportedRegionError("a transposed convolution without a batch dimension")
+    options = zip(source[2:], out[2:], conv.kernel, conv.stride, conv.padding, conv.dilation, strict=True)
+    return interleave(out[0], conv.in_channels, conv.out_channels, conv.groups, [Axis(*option) for option in options])
 
 
 def _pooling(anchor: fx.Node) -> Pooling:
@@ -287,7 +307,9 @@ def operand_strides(
     return operands
 
 
-def _source(anchor: fx.Node | None, tensor: fx.Node, stage: Stage, strides: Mapping[fx.Node, Strides]) -> Strides:
+def _source(
+    anchor: fx.Node | None, tensor: fx.Node, stage: Stage | Interleaved, strides: Mapping[fx.Node, Strides]
+) -> Strides:
     """Strides of the anchor's input `tensor` over its own dimensions, in the order of the iteration space."""
     shape, own = ops.shape(tensor), strides[tensor]
     if isinstance(stage, Normalization) or (anchor is not None and ops.Linear.matches(anchor)):

@@ -26,7 +26,7 @@ from torch import fx
 
 from sepc.passes.fold_constants import ConstantFolder
 from sepc.passes.manager import PassContext, Rule
-from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, NumericConv
+from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, NumericConv, NumericTransposed
 from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP, AS_ROOT_OR_SQUARE
 from sepc.passes.rules.no_ops import DropNoOp
 from sepc.passes.rules.pooling import GlobalMean
@@ -46,6 +46,7 @@ RULES: tuple[Rule[Any], ...] = (
     AS_ONE_RESULT,
     GlobalMean(),
     NumericConv(),
+    NumericTransposed(),
     AS_PADDED_CONV,
 )
 

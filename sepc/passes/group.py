@@ -25,6 +25,7 @@ nothing.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from torch import fx
 
 from sepc.ir import ops
 from sepc.ir.elementwise import broadcasts, is_elementwise
+from sepc.ir.phases import MOST_PHASES
 from sepc.ir.problem import IMAGE_RANKS
 from sepc.ir.region import RegionInfo, extract
 from sepc.ir.views import is_view
@@ -115,6 +117,14 @@ def _convolution_obstacle(node: fx.Node) -> str:
     return "" if rank in IMAGE_RANKS else f"of a tensor with {rank} dimensions"
 
 
+def _transposed_obstacle(node: fx.Node) -> str:
+    conv = ops.ConvTranspose.of(node)
+    if not _are_constant(conv.weight, conv.bias):
+        return "whose weight is computed"
+    phases = math.prod(conv.stride)
+    return "" if phases <= MOST_PHASES else f"of {phases} phases, more than {MOST_PHASES}"
+
+
 def _linear_obstacle(node: fx.Node) -> str:
     linear = ops.Linear.of(node)
     if not _are_constant(linear.weight, linear.bias):
@@ -161,6 +171,7 @@ def _are_constant(*parameters: fx.Node | None) -> bool:
 
 ANCHORS: tuple[Anchor, ...] = (
     Anchor("convolution", ops.Conv, _convolution_obstacle),
+    Anchor("convolution", ops.ConvTranspose, _transposed_obstacle),
     Anchor("linear", ops.Linear, _linear_obstacle),
     Anchor("normalization", ops.LayerNorm, _normalization_obstacle),
     Anchor("pooling", ops.Pool, _pooling_obstacle),
