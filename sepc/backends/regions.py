@@ -20,7 +20,7 @@ from sepc.backends.stages.mapping import MappingStage
 from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
 from sepc.backends.stages.row_means import RowMeans
-from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
+from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of, transpose
 from sepc.cost_model.tiling import (
     ChainTiling,
     DenseTiling,
@@ -265,7 +265,10 @@ def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments, turn_r
     """
     anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes
     if isinstance(stage, Map) and anchor is None and isinstance(tiling, RowTiling):
-        return lambda frame, read, sink: MappingStage(stage, tiling, lanes, sink.compute)
+        transposes = any(is_transposed(strides) for strides in problem.operands.values()) and len(stage.extents) > 1
+        return lambda frame, read, sink: MappingStage(
+            stage, tiling, lanes, sink.compute, sink.compute_tile if transposes else None
+        )
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, DenseTiling | LaneTiling):
         return _convolution_maker(anchor, stage, tiling, arguments, turn_rows)
     if isinstance(stage, Interleaved) and anchor is not None and isinstance(tiling, InterleavedTiling):
@@ -376,6 +379,11 @@ def _sink(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: O
     return _Sink(problem.anchor, Expression(problem.epilogue, operands), write, sums)
 
 
+def is_transposed(strides: Strides) -> bool:
+    """Whether neighbours along the last dimension but one are next to each other in memory, and no others."""
+    return len(strides) > 1 and strides[-2] == 1 and strides[-1] > 1
+
+
 @dataclass(frozen=True)
 class _Sink:
     """Evaluates the elementwise operators that follow a stage, and stores what comes out."""
@@ -392,6 +400,19 @@ class _Sink:
         self.write.store(position, result)
         if self.means is not None:
             self.means.add(position, result)
+
+    def compute_tile(self, position: Sequence[Index], lanes: int) -> None:
+        """Compute `lanes` × `lanes` elements along the last two dimensions from `position` on, from operands alone."""
+        *outer, row, column = position
+        columns: dict[fx.Node, list[Expr]] = {}
+        for node, operand in self.expression.operands.items():
+            if is_transposed(operand.strides):
+                places = [(*outer, row, column + index) for index in range(lanes)]
+                columns[node] = transpose([T.Bind(operand.load(place, lanes, axis=-2)) for place in places])
+        for index in range(lanes):
+            place = (*outer, row + index, column)
+            given = {node: vectors[index] for node, vectors in columns.items()}
+            self.write.store(place, self.expression(given, place, lanes))
 
     def compute(self, position: Sequence[Index], lanes: int) -> None:
         """Compute `lanes` elements at `position` from operands alone."""
