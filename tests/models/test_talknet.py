@@ -1,4 +1,4 @@
-"""A stack of 1-D separable convolutions over time, as in the predictors of TalkNet (Beliaev et al., 2020) and in QuartzNet.
+"""A stack of 1-D separable convolutions over time, as in the predictors of TalkNet (Beliaev et al., 2020).
 
 Blocks of five separable convolutions, each a depthwise one along time and a pointwise one with batch normalisation,
 between ReLUs; a pointwise residual connection around each block; kernels that grow from block to block.
