@@ -191,7 +191,10 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: functional.conv2d(x, self.conv.weight * x.mean()), "conv2d.* whose weight is computed"),
         (lambda self, x: functional.conv2d(x, self.conv.weight, x[0, :, 0, 0]), "conv2d.* whose weight is computed"),
         (lambda self, x: self.conv(x[0]), "conv2d.* without a batch dimension"),
-        (lambda self, x: torch.conv_transpose2d(x, x[0]), "conv_transpose2d.* whose weight is computed"),
+        (
+            lambda self, x: torch.conv_transpose2d(x, self.conv.weight * x.mean()),
+            "conv_transpose2d.* whose weight is computed",
+        ),
         (
             lambda self, x: torch.conv_transpose2d(x, self.conv.weight, stride=9),
             "conv_transpose2d.* of 81 phases, more than 64",
