@@ -1,7 +1,7 @@
 """group: partition the graph into regions, one kernel each.
 
-Pattern. An *anchor* (convolution, linear layer, pooling, layer normalisation) or an elementwise operator, followed by a
-chain
+Pattern. An *anchor* (convolution, transposed or not, linear layer, pooling, layer normalisation) or an elementwise
+operator, followed by a chain
 
     v₀ = anchor(x, …),   vᵢ₊₁ = fᵢ(vᵢ, operands…)
 
