@@ -115,7 +115,8 @@ def convolutions(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[nn.Module, tu
     }
     groups = many.get(kind, 1)
     out_channels = groups * draw(st.integers(1, max(1, 24 // groups)))
-    options = [draw(axes(size, kind == "pointwise", transposed)) for size in sizes]
+    strides = (1, 1, 2, 3) if transposed and rank < 3 else (1, 1, 1, 2)
+    options = [draw(axes(size, kind == "pointwise", transposed, strides)) for size in sizes]
     kernel, stride, dilation, padding, extra, out = (tuple(one) for one in zip(*options, strict=True))
     bias = draw(st.booleans())
     convolution: nn.Module
@@ -132,9 +133,11 @@ def convolutions(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[nn.Module, tu
 
 
 @st.composite
-def axes(draw: st.DrawFn, size: int, pointwise: bool, transposed: bool) -> tuple[int, int, int, int, int, int]:
+def axes(
+    draw: st.DrawFn, size: int, pointwise: bool, transposed: bool, strides: Sequence[int]
+) -> tuple[int, int, int, int, int, int]:
     """Kernel, stride, dilation, padding, output padding and size of the result along a dimension of `size`."""
-    stride = draw(st.sampled_from([1, 1, 2, 3] if transposed else [1, 1, 1, 2]))
+    stride = draw(st.sampled_from(strides))
     if pointwise and not transposed:
         return 1, stride, 1, 0, 0, (size - 1) // stride + 1
     kernel, dilation = draw(st.integers(1, 4)), draw(st.sampled_from([1, 1, 2, 3]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -159,7 +159,8 @@ def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     def spatial(low: int, high: int) -> list[int]:
         return [draw(st.integers(low, high)) for _ in range(rank)]
 
-    kernel, stride, dilation, padding = spatial(1, 5 if rank < 3 else 3), spatial(1, 3), spatial(1, 3), spatial(0, 3)
+    most = 3 if rank < 3 else 2
+    kernel, stride, dilation, padding = spatial(1, most + 2), spatial(1, most), spatial(1, 3), spatial(0, 3)
     extra = [draw(st.integers(0, max(pair) - 1)) for pair in zip(stride, dilation, strict=True)]
     sizes = [
         max(1, (2 * p - d * (k - 1) - e) // s + 1) + draw(st.integers(0, 9 if rank < 3 else 4))
@@ -177,9 +178,8 @@ def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
 @SETTINGS
 @given(data=st.data())
 def test_transposed_convolutions_of_all_shapes_agree_with_pytorch(data: st.DataObject) -> None:
-    cases = data.draw(st.lists(transposed_convolutions(), min_size=6, max_size=6))
-    check(cases)
-    with any_tiling(data.draw(st.integers(0, 1000))):
+    cases = data.draw(st.lists(transposed_convolutions(), min_size=4, max_size=4))
+    with any_tiling(seed) if (seed := data.draw(st.integers(0, 9))) else nullcontext():
         check(cases)
 
 
