@@ -57,15 +57,19 @@ class LaneTiling:
         vectors: vectors of channels held in registers.
         rows: output rows per task.
         groups: groups of `vectors` vectors of channels per task.
+        blocks: column blocks of the row's interior per task; None: whole rows.
     """
 
     columns: int
     vectors: int
     rows: int
     groups: int
+    blocks: int | None = None
 
     def __str__(self) -> str:
-        return f"registers {self.columns}×{self.vectors} vectors, task {self.rows} rows × {self.groups} channel groups"
+        blocks = "" if self.blocks is None else f" × {self.blocks} blocks"
+        task = f"{self.rows} rows{blocks} × {self.groups} channel groups"
+        return f"registers {self.columns}×{self.vectors} vectors, task {task}"
 
 
 @dataclass(frozen=True)

@@ -297,13 +297,15 @@ def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[
     rows = min(tiling.rows, conv.out_height)
     groups = min(tiling.groups, ceil_div(conv.out_channels, width))
     counts = task_counts(conv, tiling, lanes)
+    task_columns = ceil_div(conv.out_width, max(1, counts[2]))
     loops: list[Loop] = [
         ("batch", counts[0], 1),
         ("rows", counts[1], rows),
-        ("channels", counts[2], width * groups),
+        ("columns", counts[2], task_columns),
+        ("channels", counts[3], width * groups),
         ("channels", groups, width),
         ("rows", rows, 1),
-        ("columns", ceil_div(conv.out_width, columns), columns),
+        ("columns", ceil_div(task_columns, columns), columns),
         ("tap_rows", conv.kernel_rows, 1),
     ]
 

@@ -84,13 +84,16 @@ class LanewiseStage:
         segments = conv.column_segments(tiling.columns)
         row_tiles = ceil_div(conv.out_height, tiling.rows)
         tiles = channel_tiles(conv.out_channels, self.lanes, tiling.vectors, tiling.groups)
-        with frame.tasks((*conv.leading, row_tiles, tiles)) as (*image, row_tile, tile):
+        repeat = max(segment.repeat for segment in segments)
+        blocks = tiling.blocks or max(1, repeat)
+        column_tiles = max(1, ceil_div(repeat, blocks))
+        with frame.tasks((*conv.leading, row_tiles, column_tiles, tiles)) as (*image, row_tile, column_tile, tile):
 
             def body(channel: Index, widths: tuple[int, ...]) -> None:
                 self._prefetch_weights(channel, sum(widths))
                 with loop(tile_span(row_tile, tiling.rows, conv.out_height, row_tiles)) as row:
                     block = _Block(self, widths, tuple(image), row_tile * tiling.rows + row, channel)
-                    for_each_block(segments, max(s.repeat for s in segments), 0, 1, block.emit)
+                    for_each_block(segments, blocks, column_tile, column_tiles, block.emit)
 
             for_each_channel_group(conv.out_channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
 
