@@ -163,7 +163,7 @@ def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     kernel, stride, dilation, padding = spatial(1, most + 2), spatial(1, most), spatial(1, 3), spatial(0, 3)
     extra = [draw(st.integers(0, max(pair) - 1)) for pair in zip(stride, dilation, strict=True)]
     sizes = [
-        max(1, (2 * p - d * (k - 1) - e) // s + 1) + draw(st.integers(0, 9 if rank < 3 else 4))
+        max(1, math.ceil((2 * p - d * (k - 1) - e) / s) + 1) + draw(st.integers(0, 9 if rank < 3 else 4))
         for k, s, d, p, e in zip(kernel, stride, dilation, padding, extra, strict=True)
     ]
     groups, group_in, group_out = draw(st.sampled_from([(1, 9, 20), (1, 3, 16), (3, 4, 5), (19, 1, 1), (8, 1, 2)]))
