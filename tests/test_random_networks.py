@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -162,6 +163,7 @@ class Parallel(nn.Module):
         return [part(value) for part, value in zip(self.parts, inputs, strict=True)]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=NETWORKS // PER_MODEL,
     deadline=None,
