@@ -268,8 +268,10 @@ def _match_inputs(captured: Captured, signature: Signature) -> tuple[int, ...]:
 
 def _stand_in(leaf: TensorLeaf) -> torch.Tensor:
     """A tensor of that type without memory."""
-    order = torch.contiguous_format if leaf.contiguous else torch.channels_last
-    return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta", memory_format=order)
+    if leaf.contiguous:
+        return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
+    batch, channels, *pixels = leaf.shape
+    return torch.empty((batch, *pixels, channels), dtype=leaf.dtype, device="meta").movedim(-1, 1)
 
 
 class _Backend:

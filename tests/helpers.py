@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+import sepc
 from sepc.frontend.export import capture
 from sepc.passes.manager import PassContext, PassManager
 from sepc.passes.pipeline import PIPELINE
 from sepc.target import Target
 
+TOLERANCE = 1e-4
+NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 COSTED = ("recompute", "fuse", "gather-means")
 
 
@@ -47,3 +50,25 @@ def passes_until(last: str, model: nn.Module, *inputs: torch.Tensor) -> tuple[fx
         for actual, reference in zip(module(*inputs), expected, strict=True):
             torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-4)
     return module, context
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """`model` in eval mode, its batch normalisations with statistics of their own: new ones would do almost nothing."""
+    for module in model.modules():
+        if isinstance(module, NORMALIZATIONS):
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model.eval()
+
+
+def agrees_in_stages_of_ours(model: nn.Module, *inputs: torch.Tensor, foreign: tuple[str, ...] = ()) -> None:
+    """Compile `model` and compare with eager; all regions are to be ours, but those of the operators `foreign`."""
+    model = with_statistics(model)
+    with torch.no_grad():
+        expected = model(*inputs)
+    compiled = sepc.compile(model, num_threads=2)
+    result = compiled(*inputs)
+    assert result.shape == expected.shape
+    assert (result - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    others = [(one.ops, one.reason) for one in compiled.regions if one.kernel != "sepc"]
+    assert not [(ops, reason) for ops, reason in others if not all(op.split(".")[0] in foreign for op in ops)]

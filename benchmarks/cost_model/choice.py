@@ -108,7 +108,7 @@ def compare(model: str, found: Region, target: Target, threads: int, alternative
 
 def describe_stages(found: Region) -> str:
     """The shapes of a region's stages, in short."""
-    return ", ".join(describe_stage(problem.stage) for problem in found.problems)
+    return ", ".join(describe_stage(problem.link) for problem in found.problems)
 
 
 def describe_stage(stage: Stage) -> str:

@@ -70,7 +70,7 @@ class Region:
             return predict_chain(chain_of(self.problems), tiling, machine, threads, costs, self.operand_bytes)
         (problem,) = self.problems
         return predict(
-            problem.stage,
+            problem.link,
             tiling,
             machine,
             threads,
@@ -87,8 +87,8 @@ class Region:
             every = self._chain_tilings(machine)
         else:
             (problem,) = self.problems
-            every = candidates(problem.stage, machine, threads, mixing=problem.mixing)
-            cycles = [compute_cycles(problem.stage, tiling, machine, problem.epilogue_cost) for tiling in every]
+            every = candidates(problem.link, machine, threads, mixing=problem.mixing)
+            cycles = [compute_cycles(problem.link, tiling, machine, problem.epilogue_cost) for tiling in every]
             limit = SENSIBLE_ARITHMETIC * min(cycles)
             every = [tiling for tiling, own in zip(every, cycles, strict=True) if own <= limit]
         every = [tiling for tiling in dict.fromkeys(every) if tiling != self.chosen.tiling]

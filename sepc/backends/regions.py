@@ -14,15 +14,17 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages import dense, lanewise, product, strassen, winograd
 from sepc.backends.stages.chain import ChainStage, RowStage
 from sepc.backends.stages.elementwise import Expression
+from sepc.backends.stages.interleaved import InterleavedStage, interleaving
 from sepc.backends.stages.kernel import Frame, Parameter, build_function
 from sepc.backends.stages.mapping import MappingStage
 from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
 from sepc.backends.stages.row_means import RowMeans
-from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
+from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of, transpose
 from sepc.cost_model.tiling import (
     ChainTiling,
     DenseTiling,
+    InterleavedTiling,
     LaneTiling,
     RowTiling,
     StrassenTiling,
@@ -33,6 +35,7 @@ from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.layout import storage_elements
 from sepc.ir.links import chain_of
+from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, Strides, copy_problem
 from sepc.ir.region import computations, placeholders, result
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div
@@ -235,20 +238,20 @@ def _finish(arguments: _Arguments, body: Callable[[Frame], None]) -> LoweredKern
 def _extents(problem: Problem) -> tuple[int, ...]:
     """Extents of the iteration space."""
     stage = problem.stage
-    if isinstance(stage, Convolution):
-        return stage.batch, stage.out_height, stage.out_width, stage.out_channels
-    if isinstance(stage, Pooling):
-        return stage.batch, stage.out_height, stage.out_width, stage.channels
+    if isinstance(stage, Convolution | Pooling):
+        return *stage.leading, stage.out_height, stage.out_width, stage.out_channels
     return stage.extents
 
 
 def _source_extent(problem: Problem) -> tuple[Strides, tuple[int, ...]]:
     """Strides and extents of the anchor's input."""
     stage = problem.stage
-    if isinstance(stage, Convolution):
-        return problem.source, (stage.batch, stage.in_height, stage.in_width, stage.in_channels)
-    if isinstance(stage, Pooling):
-        return problem.source, (stage.batch, stage.in_height, stage.in_width, stage.channels)
+    if isinstance(stage, Interleaved) and problem.input is not None:
+        batch, channels, *pixels = ops.shape(problem.input)
+        return problem.source, (batch, *(1,) * (2 - len(pixels)), *pixels, channels)
+    if isinstance(stage, Convolution | Pooling):
+        planes = (stage.depth.in_planes,) if stage.depth else ()
+        return problem.source, (stage.batch, *planes, stage.in_height, stage.in_width, stage.in_channels)
     return problem.source, _extents(problem)
 
 
@@ -263,13 +266,16 @@ def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments, turn_r
     """
     anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes
     if isinstance(stage, Map) and anchor is None and isinstance(tiling, RowTiling):
-        return lambda frame, read, sink: MappingStage(stage, tiling, lanes, sink.compute)
+        transposes = any(is_transposed(strides) for strides in problem.operands.values()) and len(stage.extents) > 1
+        return lambda frame, read, sink: MappingStage(
+            stage, tiling, lanes, sink.compute, sink.compute_tile if transposes else None
+        )
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, DenseTiling | LaneTiling):
         return _convolution_maker(anchor, stage, tiling, arguments, turn_rows)
-    if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, StrassenTiling):
-        return _product_maker(anchor, stage, tiling, arguments, problem.epilogue_cost)
-    if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, WinogradTiling):
-        return _tile_maker(anchor, stage, tiling, arguments)
+    if isinstance(stage, Interleaved) and anchor is not None and isinstance(tiling, InterleavedTiling):
+        return _interleaved_maker(anchor, stage, tiling, arguments)
+    if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, StrassenTiling | WinogradTiling):
+        return _fast_maker(anchor, stage, tiling, arguments, problem.epilogue_cost)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
         return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
     if isinstance(stage, Normalization) and isinstance(tiling, RowTiling) and anchor is not None:
@@ -288,10 +294,7 @@ def _convolution_maker(
     anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments, turn_rows: int
 ) -> _StageMaker:
     """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
-    if isinstance(tiling, LaneTiling):
-        packed = lanewise.pack_weights(_weight(anchor, conv, arguments), conv, arguments.lanes)
-    else:
-        packed = dense.pack_weights(_weight(anchor, conv, arguments), conv, tiling.panel)
+    packed = _packed(_weight(anchor, conv, arguments), conv, tiling, arguments)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
 
     def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
@@ -301,6 +304,53 @@ def _convolution_maker(
         return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, turn_rows)
 
     return make
+
+
+def _packed(
+    weight: FloatArray, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: _Arguments
+) -> FloatArray:
+    """`weight` in the order in which the kernel reads it."""
+    if isinstance(tiling, LaneTiling):
+        return lanewise.pack_weights(weight, conv, arguments.lanes)
+    return dense.pack_weights(weight, conv, tiling.panel)
+
+
+def _interleaved_maker(
+    anchor: fx.Node, stage: Interleaved, tiling: InterleavedTiling, arguments: _Arguments
+) -> _StageMaker:
+    """Pack the constants of every phase of the transposed convolution `anchor`, and add them to `arguments`."""
+    layer = ops.ConvTranspose.of(anchor)
+    whole, blocks = arguments.array(layer.weight), tuple(zip(stage.phases, tiling.phases, strict=True))
+    names = [
+        arguments.constant("weight", _packed(phase.weight(whole), phase.convolution, block, arguments))
+        for phase, block in blocks
+    ]
+    bias = _bias(anchor, arguments)
+
+    def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
+        biases, stages = frame.buffers.get(bias), list[RowStage]()
+        for (phase, block), name in zip(blocks, names, strict=True):
+            conv, weights, finish = phase.convolution, frame.buffers[name], interleaving(stage, phase, sink.finish)
+            if isinstance(block, LaneTiling):
+                stages.append(lanewise.LanewiseStage(conv, block, arguments.lanes, read, weights, biases, finish))
+            else:
+                stages.append(dense.DenseStage(conv, block, read, weights, biases, finish))
+        return InterleavedStage(stages)
+
+    return make
+
+
+def _fast_maker(
+    anchor: fx.Node,
+    conv: Convolution,
+    tiling: StrassenTiling | WinogradTiling,
+    arguments: _Arguments,
+    epilogue_cost: int,
+) -> _StageMaker:
+    """The same for an algorithm that makes several matrix products of it."""
+    if isinstance(tiling, StrassenTiling):
+        return _product_maker(anchor, conv, tiling, arguments, epilogue_cost)
+    return _tile_maker(anchor, conv, tiling, arguments)
 
 
 def _product_maker(
@@ -341,12 +391,13 @@ def _weight(anchor: fx.Node, conv: Convolution, arguments: _Arguments) -> FloatA
     """The weights of the convolution or linear layer `anchor`: [O, I/groups, KH, KW]."""
     accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
     array = arguments.array(accessor.weight)
-    return array.reshape(*array.shape[:2], *conv.kernel)
+    return array.reshape(*array.shape[:2], conv.kernel_rows, conv.kernel[1])
 
 
 def _bias(anchor: fx.Node, arguments: _Arguments) -> str:
     """Add the bias of `anchor` to `arguments`; returns its parameter name, empty where there is none."""
-    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+    accessors = (ops.Linear, ops.Conv, ops.ConvTranspose)
+    accessor = next(accessor for accessor in accessors if accessor.matches(anchor)).of(anchor)
     return "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))
 
 
@@ -355,6 +406,11 @@ def _sink(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: O
     operands = {node: Operand(frame.buffers[names[node]], strides) for node, strides in problem.operands.items()}
     sums = RowMeans(Operand(frame.buffers[means], problem.row_means), _extents(problem)[2]) if means else None
     return _Sink(problem.anchor, Expression(problem.epilogue, operands), write, sums)
+
+
+def is_transposed(strides: Strides) -> bool:
+    """Whether neighbours along the last dimension but one are next to each other in memory, and no others."""
+    return len(strides) > 1 and strides[-2] == 1 and strides[-1] > 1
 
 
 @dataclass(frozen=True)
@@ -373,6 +429,19 @@ class _Sink:
         self.write.store(position, result)
         if self.means is not None:
             self.means.add(position, result)
+
+    def compute_tile(self, position: Sequence[Index], lanes: int) -> None:
+        """Compute `lanes` × `lanes` elements along the last two dimensions from `position` on, from operands alone."""
+        *outer, row, column = position
+        columns: dict[fx.Node, list[Expr]] = {}
+        for node, operand in self.expression.operands.items():
+            if is_transposed(operand.strides):
+                places = [(*outer, row, column + index) for index in range(lanes)]
+                columns[node] = transpose([T.Bind(operand.load(place, lanes, axis=-2)) for place in places])
+        for index in range(lanes):
+            place = (*outer, row + index, column)
+            given = {node: vectors[index] for node, vectors in columns.items()}
+            self.write.store(place, self.expression(given, place, lanes))
 
     def compute(self, position: Sequence[Index], lanes: int) -> None:
         """Compute `lanes` elements at `position` from operands alone."""

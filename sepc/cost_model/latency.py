@@ -223,6 +223,12 @@ def tap_uses(conv: Convolution, axis: int) -> int:
     return uses
 
 
+def _row_uses(conv: Convolution) -> float:
+    """Pairs of an output row of one image and a row of the kernel that fall inside the input, on average."""
+    planes = conv.depth.uses / conv.depth.out_planes if conv.depth else 1.0
+    return tap_uses(conv, 0) * planes
+
+
 @lru_cache(maxsize=4096)
 def _segments(conv: Convolution, columns: int) -> tuple[tuple[ColumnSegment, tuple[int, ...], int], ...]:
     """The blocks of a row: segment, columns that each valid tap serves, and distinct input columns read."""
@@ -250,7 +256,7 @@ def _dense_cycles(
     cycles = full * _dense_panel_cycles(conv, columns, panel, machine, epilogue_cost) if full else 0.0
     if rest:
         cycles += _dense_panel_cycles(conv, columns, split_lanes(rest, max(panel)), machine, epilogue_cost)
-    return cycles * conv.batch * conv.groups
+    return cycles * conv.images * conv.groups
 
 
 def _products_cycles(product: Convolution, tiling: ProductTiling, machine: Machine, epilogue_cost: int) -> float:
@@ -288,7 +294,7 @@ def _winograd_cycles(product: Convolution, tiling: WinogradTiling, machine: Mach
 def _dense_panel_cycles(
     conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
 ) -> float:
-    row_uses, total = tap_uses(conv, 0), 0.0
+    row_uses, total = _row_uses(conv), 0.0
     for segment, valid, _ in _segments(conv, columns):
         per_tap_row, multiplies = 0.0, 0.0
         for valid_columns in valid:
@@ -296,9 +302,9 @@ def _dense_panel_cycles(
             per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
             multiplies += conv.group_in * valid_columns * len(panel)
         per_tap_row *= _spill_factor(conv, segment.columns, len(panel), machine)
-        if conv.kernel[0] > 1:
+        if conv.kernel_rows > 1:
             per_tap_row += KERNEL_ROW_CYCLES
-        ends = _ends_cycles(segment.columns * len(panel), machine, epilogue_cost, multiplies * conv.kernel[0])
+        ends = _ends_cycles(segment.columns * len(panel), machine, epilogue_cost, multiplies * conv.kernel_rows)
         total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
     return total
 
@@ -341,13 +347,13 @@ def _lanewise_cycles(conv: Convolution, columns: int, vectors: int, machine: Mac
     cycles = full * _lanewise_group_cycles(conv, columns, (lanes,) * vectors, machine, epilogue_cost) if full else 0.0
     if rest:
         cycles += _lanewise_group_cycles(conv, columns, split_lanes(rest, lanes), machine, epilogue_cost)
-    return cycles * conv.batch
+    return cycles * conv.images
 
 
 def _lanewise_group_cycles(
     conv: Convolution, columns: int, widths: tuple[int, ...], machine: Machine, epilogue_cost: int
 ) -> float:
-    row_uses, total = tap_uses(conv, 0), 0.0
+    row_uses, total = _row_uses(conv), 0.0
     fma = sum(1 / machine.fma_per_cycle_at(lanes) for lanes in widths)
     load = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in widths)
     # Where several input channels make up one vector, each is loaded and put in place by itself.
@@ -358,7 +364,7 @@ def _lanewise_group_cycles(
         registers = segment.columns * len(widths) + len(valid) + 1 + SPARE_LANEWISE_REGISTERS
         if registers > machine.vector_registers:
             per_tap_row += 2 * (registers - machine.vector_registers) / machine.stores_per_cycle
-        multiplies = sum(valid) * len(widths) * conv.kernel[0] * conv.group_in
+        multiplies = sum(valid) * len(widths) * conv.kernel_rows * conv.group_in
         ends = _ends_cycles(segment.columns * len(widths), machine, epilogue_cost, multiplies)
         # Chains of dependent multiply-adds are short: they overlap with those of the next block, so latency does not
         # count.
@@ -371,7 +377,7 @@ def _pooling_cycles(pool: Pooling, tiling: LaneTiling, machine: Machine, epilogu
     lanes = machine.vector_lanes
     full, rest = divmod(pool.channels, lanes * tiling.vectors)
     window_rows, window_columns = pool.window
-    outputs = pool.batch * pool.out_height * pool.out_width
+    outputs = pool.images * pool.out_height * pool.out_width
 
     def group_cycles(vectors: int) -> float:
         # A maximum takes two instructions, one of them to keep NaNs.
@@ -379,7 +385,7 @@ def _pooling_cycles(pool: Pooling, tiling: LaneTiling, machine: Machine, epilogu
         position = max(
             vectors / machine.loads_per_cycle, (3 if pool.maximum else 1) * vectors / machine.fma_per_cycle, chain
         )
-        window = window_rows * (window_columns * position + REDUCTION_LOOP_CYCLES)
+        window = window_rows * pool.window_planes * (window_columns * position + REDUCTION_LOOP_CYCLES)
         return window + _ends_cycles(vectors, machine, epilogue_cost + 1, math.inf)
 
     cycles = full * group_cycles(tiling.vectors)

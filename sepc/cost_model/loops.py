@@ -105,7 +105,7 @@ def _dense_loops(conv: Convolution, tiling: DenseTiling) -> tuple[list[Loop], Ex
         ("channels", panels, width),
         ("rows", rows, 1),
         ("columns", ceil_div(task_columns, columns), columns),
-        ("tap_rows", conv.kernel[0], 1),
+        ("tap_rows", conv.kernel_rows, 1),
         ("tap_columns", conv.kernel[1], 1),
     ]
 
@@ -175,14 +175,16 @@ def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[
     rows = min(tiling.rows, conv.out_height)
     groups = min(tiling.groups, ceil_div(conv.out_channels, width))
     counts = task_counts(conv, tiling, lanes)
+    task_columns = ceil_div(conv.out_width, max(1, counts[2]))
     loops: list[Loop] = [
         ("batch", counts[0], 1),
         ("rows", counts[1], rows),
-        ("channels", counts[2], width * groups),
+        ("columns", counts[2], task_columns),
+        ("channels", counts[3], width * groups),
         ("channels", groups, width),
         ("rows", rows, 1),
-        ("columns", ceil_div(conv.out_width, columns), columns),
-        ("tap_rows", conv.kernel[0], 1),
+        ("columns", ceil_div(task_columns, columns), columns),
+        ("tap_rows", conv.kernel_rows, 1),
     ]
 
     def measure(e: Extents) -> Footprint:
@@ -219,7 +221,8 @@ def _pooling_loops(pool: Pooling, tiling: LaneTiling, lanes: int) -> tuple[list[
         in_rows = min(pool.in_height, (out_rows - 1) * steps[0] + pool.window[0])
         in_columns = min(pool.in_width, (e.columns - 1) * steps[1] + pool.window[1])
         run = run_bytes(channels, pool.channels)
-        read, written = e.batch * in_rows * in_columns * run, e.batch * out_rows * e.columns * run
+        in_images = e.batch * pool.depth.in_planes / pool.depth.out_planes if pool.depth else e.batch
+        read, written = in_images * in_rows * in_columns * run, e.batch * out_rows * e.columns * run
         strips = (read, written) if channels < pool.channels else (0.0, 0.0)
         return Footprint(read, 0, written, set_share(channels, pool.channels), *strips)
 
@@ -250,8 +253,12 @@ def set_share(channels: int, pixel_channels: int) -> float:
 
 def _input_pixels(conv: Convolution, e: Extents) -> int:
     rows, columns = min(e.rows, conv.out_height), min(e.columns, conv.out_width)
-    in_rows = _input_span(rows, conv.stride[0], e.tap_rows, conv.dilation[0], conv.in_height)
-    return e.batch * in_rows * _input_span(columns, conv.stride[1], e.tap_columns, conv.dilation[1], conv.in_width)
+    tap_rows, images = min(e.tap_rows, conv.kernel[0]), e.batch
+    if depth := conv.depth:
+        tap_planes = ceil_div(e.tap_rows, conv.kernel[0])
+        images = _input_span(e.batch, depth.stride, tap_planes, depth.dilation, conv.batch * depth.in_planes)
+    in_rows = _input_span(rows, conv.stride[0], tap_rows, conv.dilation[0], conv.in_height)
+    return images * in_rows * _input_span(columns, conv.stride[1], e.tap_columns, conv.dilation[1], conv.in_width)
 
 
 def _pixels(conv: Convolution, e: Extents) -> int:
@@ -264,7 +271,7 @@ def results_bytes(stage: Stage) -> int:
         case Convolution():
             return FP32_BYTES * stage.pixels * stage.out_channels
         case Pooling():
-            return FP32_BYTES * stage.batch * stage.out_height * stage.out_width * stage.channels
+            return FP32_BYTES * stage.images * stage.out_height * stage.out_width * stage.channels
         case Normalization():
             return FP32_BYTES * stage.pixels * stage.channels
         case Map():
@@ -279,11 +286,14 @@ def streamed_footprint(stage: Stage, operand_bytes: int = 0) -> Footprint:
     results, weights = results_bytes(stage), 0
     match stage:
         case Convolution():
-            everything = Extents(stage.batch, 1, stage.out_height, stage.out_width, 1, *stage.kernel)
+            everything = Extents(
+                stage.images, 1, stage.out_height, stage.out_width, 1, stage.kernel_rows, stage.kernel[1]
+            )
             read = FP32_BYTES * _input_pixels(stage, everything) * stage.in_channels
             weights = FP32_BYTES * (stage.out_channels * stage.group_in * stage.taps + stage.out_channels)
         case Pooling():
-            read = FP32_BYTES * stage.batch * stage.in_height * stage.in_width * stage.channels
+            images = stage.batch * (stage.depth.in_planes if stage.depth else 1)
+            read = FP32_BYTES * images * stage.in_height * stage.in_width * stage.channels
         case Normalization():
             read, weights = results, 2 * FP32_BYTES * stage.channels
         case Map():

@@ -193,10 +193,19 @@ def task_sizes(stage: Stage, block: Tiling, machine: Machine, threads: int) -> I
         case LaneTiling():
             for rows in _even_parts(block.rows, threads):
                 for groups in _even_parts(block.groups, threads):
-                    yield LaneTiling(block.columns, block.vectors, rows, groups)
+                    for blocks in _column_parts(stage, block, threads):
+                        yield LaneTiling(block.columns, block.vectors, rows, groups, blocks)
         case RowTiling():
             for rows in _even_parts(block.rows, threads):
                 yield RowTiling(rows)
+
+
+def _column_parts(stage: Stage, block: LaneTiling, threads: int) -> Iterable[int | None]:
+    """Column blocks per task: of a convolution of one long row, parts of it; else None, as rows are cut instead."""
+    if not isinstance(stage, Convolution) or stage.out_height > 1:
+        return (None,)
+    repeat = max(segment.repeat for segment in stage.column_segments(block.columns))
+    return (None if part == repeat else part for part in _even_parts(max(1, repeat), threads))
 
 
 def _dense_task_sizes(block: DenseTiling, threads: int) -> Iterator[DenseTiling]:

@@ -21,11 +21,14 @@ def task_tiles(stage: Stage, tiling: Tiling, lanes: int) -> tuple[tuple[int, int
             repeat = max(segment.repeat for segment in stage.column_segments(tiling.columns))
             panels = ceil_div(stage.group_out, sum(tiling.panel))
             tiles = ((stage.out_height, tiling.rows), (repeat, tiling.blocks), (panels, tiling.panels))
-            return ((stage.batch, 1), (stage.groups, 1), *tiles)
+            return ((stage.images, 1), (stage.groups, 1), *tiles)
         case Convolution(), LaneTiling():
-            return ((stage.batch, 1), (stage.out_height, tiling.rows), lane_groups(stage.out_channels, tiling, lanes))
+            repeat = max(segment.repeat for segment in stage.column_segments(tiling.columns))
+            columns = (repeat, tiling.blocks or repeat)
+            groups = lane_groups(stage.out_channels, tiling, lanes)
+            return ((stage.images, 1), (stage.out_height, tiling.rows), columns, groups)
         case Pooling(), LaneTiling():
-            return ((stage.batch, 1), (stage.out_height, tiling.rows), lane_groups(stage.channels, tiling, lanes))
+            return ((stage.images, 1), (stage.out_height, tiling.rows), lane_groups(stage.channels, tiling, lanes))
         case Normalization(), RowTiling():
             return ((stage.pixels, tiling.rows),)
         case Map(), RowTiling():

@@ -119,15 +119,19 @@ class LaneTiling:
         vectors: vectors of channels held in registers.
         rows: output rows per task.
         groups: groups of `vectors` vectors of channels per task.
+        blocks: column blocks of the row's interior per task; None: whole rows.
     """
 
     columns: int
     vectors: int
     rows: int
     groups: int
+    blocks: int | None = None
 
     def __str__(self) -> str:
-        return f"registers {self.columns}×{self.vectors} vectors, task {self.rows} rows × {self.groups} channel groups"
+        blocks = "" if self.blocks is None else f" × {self.blocks} blocks"
+        task = f"{self.rows} rows{blocks} × {self.groups} channel groups"
+        return f"registers {self.columns}×{self.vectors} vectors, task {task}"
 
 
 @dataclass(frozen=True)
@@ -166,4 +170,14 @@ class ChainTiling:
         return f"registers {blocks}; window of {self.step} rows, task {self.rows} rows"
 
 
-Tiling = StageTiling | ChainTiling
+@dataclass(frozen=True)
+class InterleavedTiling:
+    """Blocking of a transposed convolution: of each of its phases."""
+
+    phases: tuple[DenseTiling | LaneTiling, ...]
+
+    def __str__(self) -> str:
+        return f"{len(self.phases)} phases: " + "; ".join(dict.fromkeys(map(str, self.phases)))
+
+
+Tiling = StageTiling | ChainTiling | InterleavedTiling

@@ -15,6 +15,7 @@ from typing import Final
 from torch import fx
 
 from sepc.ir import ops
+from sepc.ir.phases import Interleaved
 from sepc.ir.problem import (
     Problem,
     Strides,
@@ -96,7 +97,7 @@ def analyse_chain(
 
 def chain_of(problems: Sequence[Problem]) -> Chain:
     """The stages of a chain's loop nests."""
-    return Chain(tuple(problem.stage for problem in problems))
+    return Chain(tuple(problem.link for problem in problems))
 
 
 def result_axes(region: fx.GraphModule) -> Axes:
@@ -154,4 +155,6 @@ def _space(anchor: fx.Node | None, epilogue: Sequence[fx.Node], axes: Axes) -> t
         return extents, replace(stage, extents=(batch, height, width, channels))
     if isinstance(stage, Pooling) and stage.adaptive:
         raise UnsupportedRegionError(f"{anchor} has windows of its own for every row")
+    if isinstance(stage, Interleaved):
+        raise UnsupportedRegionError(f"{anchor} is no link of a chain")
     return extents, stage

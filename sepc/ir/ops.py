@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from sepc.errors import VerificationError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 aten = torch.ops.aten
 Scalar = int | float
@@ -163,6 +163,51 @@ class Conv(Accessor):
 
 
 @dataclass(frozen=True)
+class ConvTranspose(Accessor):
+    """A transposed convolution of `input` [N, I, spatial...] with `weight` [I, O / groups, kernel...], `bias` [O]."""
+
+    targets = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+    input: fx.Node
+    weight: fx.Node
+    bias: fx.Node | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """Read `node`; raises VerificationError if it calls another operator."""
+        return cls.read(cls.arguments(node))
+
+    @classmethod
+    def read(cls, named: Mapping[str, Any]) -> Self:
+        """From the named arguments of any operator that spells them alike."""
+        rank = len(shape(named["weight"])) - 2
+        stride, padding, output_padding, dilation = (
+            per_dimension(named[name], rank) for name in ("stride", "padding", "output_padding", "dilation")
+        )
+        operands = (named["input"], named["weight"], named["bias"])
+        return cls(*operands, stride, padding, output_padding, dilation, named["groups"])
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The kernel's spatial size."""
+        return shape(self.weight)[2:]
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels, over all groups."""
+        return shape(self.weight)[0]
+
+    @property
+    def out_channels(self) -> int:
+        """Output channels, over all groups."""
+        return shape(self.weight)[1] * self.groups
+
+
+@dataclass(frozen=True)
 class Linear(Accessor):
     """A product of `input` [..., I] with `weight` [O, I], plus `bias` [O]."""
 
@@ -224,15 +269,18 @@ PoolKind = Literal["max", "avg", "adaptive_avg"]
 
 @dataclass(frozen=True)
 class Pool(Accessor):
-    """Pooling over the last one or two dimensions of `input`; adaptive pooling sets `output_size`, other `kernel`."""
+    """Pooling over the last one to three dimensions of `input`; adaptive pooling sets `output_size`, other `kernel`."""
 
     targets = (
         aten.max_pool1d.default,
         aten.max_pool2d.default,
+        aten.max_pool3d.default,
         aten.avg_pool1d.default,
         aten.avg_pool2d.default,
+        aten.avg_pool3d.default,
         aten.adaptive_avg_pool1d.default,
         aten.adaptive_avg_pool2d.default,
+        aten.adaptive_avg_pool3d.default,
     )
     input: fx.Node
     kind: PoolKind
@@ -250,7 +298,7 @@ class Pool(Accessor):
         """Read `node`; raises VerificationError if it calls another operator."""
         named = cls.arguments(node)
         kinds: tuple[PoolKind, ...] = ("max", "avg", "adaptive_avg")
-        rank, kind = cls.position(node) % 2 + 1, kinds[cls.position(node) // 2]
+        rank, kind = cls.position(node) % 3 + 1, kinds[cls.position(node) // 3]
         if kind == "adaptive_avg":
             sizes = per_dimension(named["output_size"], rank)
             return cls(named["self"], kind, (), (), (), (), False, True, None, sizes)

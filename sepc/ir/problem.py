@@ -1,7 +1,8 @@
 """From a region and the strides of its tensors to a loop nest: what the cost model costs and the backends emit.
 
 Every region of ours iterates over the elements of its result. The iteration space has the dimensions (batch, row,
-column, channel) for stages with channels, and as many as needed for elementwise regions; each tensor is an array of
+column, channel) for stages with channels (with planes after the batch if they are 3-D), and as many as needed for
+elementwise regions; each tensor is an array of
 strides over it. Dimensions along which all tensors advance alike are merged, so that a pointwise convolution or linear
 layer sees one long row.
 """
@@ -16,10 +17,13 @@ from torch import fx
 
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
+from sepc.ir.phases import Axis, Interleaved, interleave
 from sepc.ir.region import computations, result, returned, row_means
-from sepc.ir.stage import Convolution, Map, Mixing, Normalization, Pooling, Stage
+from sepc.ir.stage import Convolution, Depth, Map, Mixing, Normalization, Pooling, Stage
 
 Strides = tuple[int, ...]
+IMAGE_RANKS = (3, 4, 5)
+"""Dimensions of what convolutions and poolings work on, batch and channels included."""
 ROW_MEANS_COST = 2
 """Vector instructions per vector of results that adding to the means over its row takes."""
 
@@ -43,7 +47,7 @@ class Problem:
         row_means: strides over it of the means of the result over each row; empty where there are none.
     """
 
-    stage: Stage
+    stage: Stage | Interleaved
     anchor: fx.Node | None
     input: fx.Node | None
     epilogue: tuple[fx.Node, ...]
@@ -51,6 +55,13 @@ class Problem:
     operands: Mapping[fx.Node, Strides]
     result: Strides
     row_means: Strides = ()
+
+    @property
+    def link(self) -> Stage:
+        """The stage, as one that can be computed a few rows at a time; raises UnsupportedRegionError if it cannot."""
+        if isinstance(self.stage, Interleaved):
+            raise UnsupportedRegionError("a transposed convolution is no link of a chain")
+        return self.stage
 
     @property
     def mixing(self) -> Mixing:
@@ -83,8 +94,11 @@ def channels_last_order(rank: int) -> tuple[int, ...]:
 
 
 def channel_axes(rank: int) -> tuple[int, ...]:
-    """Iteration dimension (batch, row, column, channel) of each logical dimension of an [N, C, (H,) W] tensor."""
-    return {3: (0, 3, 2), 4: (0, 3, 1, 2)}[rank]
+    """Iteration dimension of each logical dimension of an [N, C, (H,) W] or [N, C, D, H, W] tensor.
+
+    Iteration dimensions are (batch, row, column, channel), or (batch, plane, row, column, channel).
+    """
+    return {3: (0, 3, 2), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}[rank]
 
 
 def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_strides: Strides) -> Problem:
@@ -153,7 +167,7 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
     return tuple(sorted(range(len(final)), key=lambda dim: place[final[dim]]))
 
 
-def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage]:
+def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage | Interleaved]:
     """Extents of the iteration space, which of its dimensions each of the anchor's result runs along, and the stage."""
     shape = ops.shape(anchor)
     plain = tuple(range(len(shape)))
@@ -169,17 +183,27 @@ def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], t
         if len(norm.normalized_shape) != 1:
             raise UnsupportedRegionError("layer normalisation over more than the last dimension")
         return shape, plain, Normalization((1, 1, math.prod(shape[:-1]), shape[-1]), norm.eps)
-    if len(shape) not in (3, 4):
+    if len(shape) not in IMAGE_RANKS:
         raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
     axes = channel_axes(len(shape))
+    if ops.ConvTranspose.matches(anchor):
+        transposed = _transposed(anchor)
+        return transposed.extents, axes, transposed
     stage = _convolution(anchor) if ops.Conv.matches(anchor) else _pooling(anchor)
-    height, width = stage.out_height, stage.out_width
-    return (stage.batch, height, width, shape[1]), axes, stage
+    return (*stage.leading, stage.out_height, stage.out_width, shape[1]), axes, stage
 
 
 def _two(values: Sequence[int], fill: int) -> tuple[int, int]:
-    """(rows, columns) of a spatial option; a 1-D one has one row."""
-    return (fill, values[0]) if len(values) == 1 else (values[0], values[1])
+    """(rows, columns) of a spatial option; a 1-D one has one row, of a 3-D one these are the last two."""
+    return (fill, values[0]) if len(values) == 1 else (values[-2], values[-1])
+
+
+def _depth(source: Sequence[int], out: Sequence[int], *options: Sequence[int]) -> Depth | None:
+    """The third dimension of an [N, C, D, H, W] tensor under a window; None of fewer dimensions.
+
+    `options` are kernel, stride, padding and dilation, or nothing.
+    """
+    return Depth(source[2], out[2], *(option[0] for option in options)) if len(source) == 5 else None
 
 
 def _convolution(anchor: fx.Node) -> Convolution:
@@ -204,7 +228,17 @@ def _convolution(anchor: fx.Node) -> Convolution:
         _two(conv.stride, 1),
         _two(padding, 0),
         _two(conv.dilation, 1),
+        _depth(source, out, conv.kernel, conv.stride, padding, conv.dilation),
     )
+
+
+def _transposed(anchor: fx.Node) -> Interleaved:
+    conv = ops.ConvTranspose.of(anchor)
+    source, out = ops.shape(conv.input), ops.shape(anchor)
+    if len(source) != len(out) or len(out) != len(conv.kernel) + 2:
+        raise UnsupportedRegionError("a transposed convolution without a batch dimension")
+    options = zip(source[2:], out[2:], conv.kernel, conv.stride, conv.padding, conv.dilation, strict=True)
+    return interleave(out[0], conv.in_channels, conv.out_channels, conv.groups, [Axis(*option) for option in options])
 
 
 def _pooling(anchor: fx.Node) -> Pooling:
@@ -214,7 +248,8 @@ def _pooling(anchor: fx.Node) -> Pooling:
         source = ops.shape(mean.input)
         if mean.dims != tuple(range(2, len(source))) or not mean.keepdim:
             raise UnsupportedRegionError(f"mean over dimensions {mean.dims}")
-        return Pooling(out[0], *_two(source[2:], 1), *_two(out[2:], 1), out[1], False, adaptive=True)
+        sizes = (*_two(source[2:], 1), *_two(out[2:], 1))
+        return Pooling(out[0], *sizes, out[1], False, adaptive=True, depth=_depth(source, out))
     if not ops.Pool.matches(anchor):
         raise UnsupportedRegionError(f"no stage for {anchor.target}")
     pool = ops.Pool.of(anchor)
@@ -223,7 +258,7 @@ def _pooling(anchor: fx.Node) -> Pooling:
         raise UnsupportedRegionError("a pooling without a batch dimension")
     base = Pooling(out[0], *_two(source[2:], 1), *_two(out[2:], 1), out[1], pool.kind == "max")
     if pool.kind == "adaptive_avg":
-        return replace(base, adaptive=True)
+        return replace(base, adaptive=True, depth=_depth(source, out))
     return replace(
         base,
         kernel=_two(pool.kernel, 1),
@@ -232,6 +267,7 @@ def _pooling(anchor: fx.Node) -> Pooling:
         dilation=_two(pool.dilation, 1),
         include_padding=pool.count_include_pad,
         divisor=pool.divisor_override or 0,
+        depth=_depth(source, out, pool.kernel, pool.stride, pool.padding, pool.dilation),
     )
 
 
@@ -272,12 +308,14 @@ def operand_strides(
     return operands
 
 
-def _source(anchor: fx.Node | None, tensor: fx.Node, stage: Stage, strides: Mapping[fx.Node, Strides]) -> Strides:
+def _source(
+    anchor: fx.Node | None, tensor: fx.Node, stage: Stage | Interleaved, strides: Mapping[fx.Node, Strides]
+) -> Strides:
     """Strides of the anchor's input `tensor` over its own dimensions, in the order of the iteration space."""
     shape, own = ops.shape(tensor), strides[tensor]
     if isinstance(stage, Normalization) or (anchor is not None and ops.Linear.matches(anchor)):
         return own
-    return spread_strides(channel_axes(len(shape)), own, shape, 4)
+    return spread_strides(channel_axes(len(shape)), own, shape, max(4, len(shape)))
 
 
 def _merge(problem: Problem, extents: Sequence[int]) -> Problem:
@@ -315,12 +353,14 @@ def _merge_pixels(problem: Problem, pixels: Sequence[int]) -> Problem:
     spread = [(0,) * padding + row + (strides[-1],) for row, strides in zip(rows, tensors, strict=True)]
     if isinstance(stage, Convolution):
         stage = replace(stage, batch=batch, in_height=height, out_height=height, in_width=width, out_width=width)
+        stage = replace(stage, depth=None)
     operands = dict(zip(problem.operands, spread[1:-1], strict=True))
     return replace(problem, stage=stage, source=spread[-1], operands=operands, result=spread[0])
 
 
 def _is_pointwise(stage: Convolution) -> bool:
-    return stage.taps == 1 and stage.stride == (1, 1) and stage.padding == (0, 0)
+    in_place = stage.depth is None or (stage.depth.stride == 1 and stage.depth.padding == 0)
+    return stage.taps == 1 and stage.stride == (1, 1) and stage.padding == (0, 0) and in_place
 
 
 def _collapse(extents: Sequence[int], tensors: Sequence[Strides]) -> tuple[list[int], list[Strides]]:

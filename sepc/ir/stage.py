@@ -56,10 +56,36 @@ class ColumnSegment:
 
 
 @dataclass(frozen=True)
+class Depth:
+    """The third dimension of 3-D convolutions and poolings: images are then stacks of planes.
+
+    `kernel`, `stride`, `padding` (in front) and `dilation` are what rows and columns have too.
+    """
+
+    in_planes: int
+    out_planes: int
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+    @property
+    def uses(self) -> int:
+        """Pairs of an output plane and a kernel plane whose input plane exists."""
+        reads = (
+            plane * self.stride - self.padding + tap * self.dilation
+            for plane in range(self.out_planes)
+            for tap in range(self.kernel)
+        )
+        return sum(0 <= plane < self.in_planes for plane in reads)
+
+
+@dataclass(frozen=True)
 class Convolution:
     """A convolution, pointwise, dense, grouped or depthwise.
 
-    `padding` is (top, left); kernel, stride and dilation are (rows, columns).
+    `padding` is (top, left); kernel, stride and dilation are (rows, columns). A 3-D one is a 2-D one of every plane,
+    that adds up over the planes of its kernel, given by `depth`.
     """
 
     batch: int
@@ -74,6 +100,22 @@ class Convolution:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
+    depth: Depth | None = None
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Extents of the results before rows, columns and channels: (batch), or (batch, planes)."""
+        return _leading(self.batch, self.depth)
+
+    @property
+    def images(self) -> int:
+        """2-D images of results."""
+        return math.prod(self.leading)
+
+    @property
+    def kernel_rows(self) -> int:
+        """Rows of the kernel window, those of all its planes together."""
+        return self.kernel[0] * (self.depth.kernel if self.depth else 1)
 
     @property
     def group_in(self) -> int:
@@ -88,12 +130,12 @@ class Convolution:
     @property
     def taps(self) -> int:
         """Positions of the kernel window."""
-        return self.kernel[0] * self.kernel[1]
+        return self.kernel_rows * self.kernel[1]
 
     @property
     def pixels(self) -> int:
         """Output positions, over the whole batch."""
-        return self.batch * self.out_height * self.out_width
+        return self.images * self.out_height * self.out_width
 
     @property
     def flops(self) -> int:
@@ -106,7 +148,7 @@ class Convolution:
 
         A matrix product can be had from seven products of its halves: see `sepc.backends.stages.strassen`.
         """
-        single_row = self.batch == self.out_height == self.taps == self.groups == 1
+        single_row = self.batch == self.out_height == self.taps == self.groups == 1 and self.depth is None
         in_place = self.stride == (1, 1) and self.padding == (0, 0) and self.in_width == self.out_width
         even = self.in_channels % 2 == 0 and self.out_channels % 2 == 0
         if not (single_row and in_place and even and self.out_width > 1):
@@ -123,7 +165,8 @@ class Convolution:
         does not apply: see `sepc.backends.stages.winograd`.
         """
         taps = (WINOGRAD_TAPS, WINOGRAD_TAPS)
-        if (self.kernel, self.stride, self.dilation, self.groups) != (taps, (1, 1), (1, 1), 1):
+        options = (self.kernel, self.stride, self.dilation, self.groups, self.depth)
+        if options != (taps, (1, 1), (1, 1), 1, None):
             return None
         tiles = self.batch * math.prod(self.winograd_tiles(outputs))
         return Convolution(1, 1, tiles, 1, tiles, self.in_channels, self.out_channels)
@@ -183,6 +226,17 @@ class Pooling:
     dilation: tuple[int, int] = (1, 1)
     include_padding: bool = True
     divisor: int = 0
+    depth: Depth | None = None
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Extents of the results before rows, columns and channels: (batch), or (batch, planes)."""
+        return _leading(self.batch, self.depth)
+
+    @property
+    def images(self) -> int:
+        """2-D images of results."""
+        return math.prod(self.leading)
 
     @property
     def in_channels(self) -> int:
@@ -202,7 +256,18 @@ class Pooling:
     def flops(self) -> int:
         """One operation per input element that a window reads."""
         rows, columns = self.window
-        return self.batch * self.channels * self.out_height * self.out_width * rows * columns
+        return self.images * self.channels * self.out_height * self.out_width * rows * columns * self.window_planes
+
+    @property
+    def window_planes(self) -> int:
+        """Planes of a full window."""
+        if self.depth is None:
+            return 1
+        return ceil_div(self.depth.in_planes, self.depth.out_planes) if self.adaptive else self.depth.kernel
+
+
+def _leading(batch: int, depth: Depth | None) -> tuple[int, ...]:
+    return (batch,) if depth is None else (batch, depth.out_planes)
 
 
 class _PerPixel:

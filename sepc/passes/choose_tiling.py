@@ -19,12 +19,14 @@ from typing import ClassVar
 from torch import fx
 
 from sepc.cost_model.chain import Objective, choose_chain
+from sepc.cost_model.interleaved import choose_interleaved
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.layout import layout
 from sepc.ir.links import analyse_chain, chain_of
+from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, UnsupportedRegionError, analyse, copy_problem
 from sepc.ir.stage import Map, Stage
 from sepc.passes.manager import PassContext
@@ -86,7 +88,7 @@ def _operand_bytes(problem: Problem) -> int:
 def _largest_copy(node: fx.Node) -> Stage:
     """The largest copy that a concatenation makes, whose tiling serves for all; one element if it makes none."""
     copies: list[Stage] = [
-        copy_problem(value, layout(value).strides, layout(node).strides).stage
+        copy_problem(value, layout(value).strides, layout(node).strides).link
         for value in region.inputs(node)
         if layout(value).base is not node
     ]
@@ -104,6 +106,9 @@ def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int
         return choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operands, objective=objective)
     problem = region_problem(node, graph)
     operand_bytes = _operand_bytes(problem)
+    if isinstance(problem.stage, Interleaved):
+        cost = problem.epilogue_cost
+        return choose_interleaved(problem.stage, machine, threads, epilogue_cost=cost, operand_bytes=operand_bytes)
     return choose(
         problem.stage,
         machine,

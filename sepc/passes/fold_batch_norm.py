@@ -6,9 +6,10 @@ linear with weight W, bias b. In float64,
     before the chain:  s·(W∗x + b) + t = (s·W)∗x + (s·b + t)                s, t per output channel
     after the chain:   W∗(s·x + t) + b = (W·s)∗x + (b + Σ W·t)              s, t per input channel
 
-Preconditions. Before: the convolution or linear (or permutes between it and the chain) has no other user, its weights
-are constants, and the chain varies along its output channels. After: it is the chain's only user, and pads with no
-zeros unless t = 0, since padding comes after the normalisation. The folded values are finite.
+Preconditions. Before: the convolution, transposed or not, or linear (or permutes between it and the chain) has no other
+user, its weights are constants, and the chain varies along its output channels. After: the convolution (not transposed)
+or linear is the chain's only user, and pads with no zeros unless t = 0, since padding comes after the normalisation.
+The folded values are finite.
 
     conv2d → batch_norm → relu        becomes    conv2d' → relu
     batch_norm → conv2d               becomes    conv2d'
@@ -22,12 +23,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sepc.ir.ops import BatchNorm, Conv, Linear, Permute, aten, constant, is_constant, shape
+from sepc.ir.ops import BatchNorm, Conv, ConvTranspose, Linear, Permute, aten, constant, is_constant, shape
 from sepc.passes.affine import Affine, build_affine, continues, read_chain, read_step
 from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
 
 if TYPE_CHECKING:
     from torch import fx
+
+
+Layer = Conv | ConvTranspose | Linear
 
 
 @dataclass(frozen=True)
@@ -74,20 +78,21 @@ def fold_before(node: fx.Node, chain: Affine, build: Rewriter) -> Rejection | No
         permutes.insert(0, Permute.of(producer))
         dim = None if dim is None else permutes[0].dims[dim]
         producer = permutes[0].input
-    if not (Conv.matches(producer) or Linear.matches(producer)):
+    kind = next((kind for kind in (Conv, ConvTranspose, Linear) if kind.matches(producer)), None)
+    if kind is None:
         return Rejection(f"{producer.name} before it is no convolution or linear", near=False)
-    layer = Conv.of(producer) if Conv.matches(producer) else Linear.of(producer)
+    layer: Layer = kind.of(producer)
     if len(producer.users) > 1:
         return Rejection(f"{producer.name} has {len(producer.users)} users")
     if not is_constant(layer.weight) or not (layer.bias is None or is_constant(layer.bias)):
         return Rejection(f"the weights of {producer.name} are computed at run time")
-    channel = 1 if Conv.matches(producer) else len(shape(producer)) - 1
+    channel = len(shape(producer)) - 1 if isinstance(layer, Linear) else 1
     if dim not in (None, channel):
         return Rejection(f"it varies along dimension {dim} of {producer.name}, whose channels are dimension {channel}")
     weight, bias = _weights(build, layer)
-    scale = chain.scale.expand(weight.shape[0])
-    weight = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    bias = (chain.shift if bias is None else bias * scale + chain.shift).expand(weight.shape[0])
+    scale = chain.scale.expand(shape(producer)[channel])
+    weight = _scale_outputs(weight, scale, layer)
+    bias = (chain.shift if bias is None else bias * scale + chain.shift).expand(scale.shape)
 
     def rewrite() -> fx.Node:
         result = build_layer(build, layer, layer.input, weight, bias)
@@ -126,14 +131,21 @@ def fold_after(node: fx.Node, chain: Affine, build: Rewriter) -> Rejection | Non
     return replace(consumer, build, lambda: build_layer(build, layer, chain.input, weight, bias))
 
 
-def _weights(build: Rewriter, layer: Conv | Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _scale_outputs(weight: torch.Tensor, scale: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """`weight` of `layer` with each output channel times its entry of `scale`."""
+    if not isinstance(layer, ConvTranspose):
+        return weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    # [G, I/G, O/G, taps] against [G, 1, O/G, 1]
+    grouped = weight.reshape(layer.groups, -1, weight.shape[1], weight[0, 0].numel())
+    return (grouped * scale.reshape(layer.groups, 1, -1, 1)).reshape(weight.shape)
+
+
+def _weights(build: Rewriter, layer: Layer) -> tuple[torch.Tensor, torch.Tensor | None]:
     weight = constant(build.graph_module, layer.weight).double()
     return weight, None if layer.bias is None else constant(build.graph_module, layer.bias).double()
 
 
-def build_layer(
-    build: Rewriter, layer: Conv | Linear, source: fx.Node, weight: torch.Tensor, bias: torch.Tensor
-) -> fx.Node:
+def build_layer(build: Rewriter, layer: Layer, source: fx.Node, weight: torch.Tensor, bias: torch.Tensor) -> fx.Node:
     """`layer` of `source` with other weights; a new bias of zeros is left out."""
     stem = str(layer.weight.target).removesuffix("_folded")
     weight_node = build.constant(f"{stem}_folded", weight.float())
@@ -142,5 +154,9 @@ def build_layer(
         bias_node = build.constant(f"{stem.removesuffix('_weight')}_bias_folded", bias.float().contiguous())
     if isinstance(layer, Linear):
         return build.call(aten.linear.default, source, weight_node, bias_node)
+    if isinstance(layer, ConvTranspose):
+        spatial = (list(layer.stride), list(layer.padding), list(layer.output_padding))
+        target = ConvTranspose.targets[len(layer.stride) - 1]
+        return build.call(target, source, weight_node, bias_node, *spatial, layer.groups, list(layer.dilation))
     options = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)
     return build.call(Conv.targets[len(layer.stride) - 1], source, weight_node, bias_node, *options)

@@ -125,7 +125,7 @@ def _gain_us(problems: Sequence[Problem], pools: Sequence[fx.Node], context: Pas
     machine, threads, last = context.machine_for(GatherMeans.name), context.threads, problems[-1]
     gathering = [*problems[:-1], replace(last, row_means=last.result)]
     cost_us = piece_time_us(gathering, machine, threads) - piece_time_us(problems, machine, threads)
-    stage = last.stage
+    stage = last.link
     image = (stage.batch, stage.out_height, stage.out_width)
     whole = Pooling(*image, 1, 1, stage.out_channels, maximum=False, adaptive=True)
     read_us = [choose(pool, machine, threads).cost.time_us for pool in (whole, replace(whole, in_width=1))]

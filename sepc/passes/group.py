@@ -1,7 +1,7 @@
 """group: partition the graph into regions, one kernel each.
 
-Pattern. An *anchor* (convolution, linear layer, pooling, layer normalisation) or an elementwise operator, followed by a
-chain
+Pattern. An *anchor* (convolution, transposed or not, linear layer, pooling, layer normalisation) or an elementwise
+operator, followed by a chain
 
     v₀ = anchor(x, …),   vᵢ₊₁ = fᵢ(vᵢ, operands…)
 
@@ -25,6 +25,7 @@ nothing.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from torch import fx
 
 from sepc.ir import ops
 from sepc.ir.elementwise import broadcasts, is_elementwise
+from sepc.ir.phases import MOST_PHASES
+from sepc.ir.problem import IMAGE_RANKS
 from sepc.ir.region import RegionInfo, extract
 from sepc.ir.views import is_view
 from sepc.passes.manager import PassContext
@@ -111,7 +114,15 @@ def _convolution_obstacle(node: fx.Node) -> str:
         return "whose weight is computed"
     if rank != len(conv.kernel) + 2:
         return "without a batch dimension"
-    return "" if rank in (3, 4) else f"of a tensor with {rank} dimensions"
+    return "" if rank in IMAGE_RANKS else f"of a tensor with {rank} dimensions"
+
+
+def _transposed_obstacle(node: fx.Node) -> str:
+    conv = ops.ConvTranspose.of(node)
+    if not _are_constant(conv.weight, conv.bias):
+        return "whose weight is computed"
+    phases = math.prod(conv.stride)
+    return "" if phases <= MOST_PHASES else f"of {phases} phases, more than {MOST_PHASES}"
 
 
 def _linear_obstacle(node: fx.Node) -> str:
@@ -137,7 +148,7 @@ def _pooling_obstacle(node: fx.Node) -> str:
 def _mean_obstacle(node: fx.Node) -> str:
     mean = ops.Mean.of(node)
     rank = len(ops.shape(mean.input))
-    over_pixels = rank in (3, 4) and mean.dims == tuple(range(2, rank)) and mean.keepdim
+    over_pixels = rank in IMAGE_RANKS and mean.dims == tuple(range(2, rank)) and mean.keepdim
     return "" if over_pixels else f"over dimensions {mean.dims} of {rank}"
 
 
@@ -160,6 +171,7 @@ def _are_constant(*parameters: fx.Node | None) -> bool:
 
 ANCHORS: tuple[Anchor, ...] = (
     Anchor("convolution", ops.Conv, _convolution_obstacle),
+    Anchor("convolution", ops.ConvTranspose, _transposed_obstacle),
     Anchor("linear", ops.Linear, _linear_obstacle),
     Anchor("normalization", ops.LayerNorm, _normalization_obstacle),
     Anchor("pooling", ops.Pool, _pooling_obstacle),

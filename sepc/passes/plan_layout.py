@@ -144,6 +144,8 @@ def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
     anchor, _ = anchor_of(graph)
     if ops.Conv.matches(anchor):
         return ops.Conv.of(anchor).groups > 1
+    if ops.ConvTranspose.matches(anchor):
+        return ops.ConvTranspose.of(anchor).groups > 1
     return any(accessor.matches(anchor) for accessor in (ops.Pool, ops.Mean, ops.LayerNorm))
 
 

@@ -108,9 +108,14 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach() if tensor.requires_grad else tensor
     if tensor.is_neg() or tensor.is_conj():
         tensor = tensor.resolve_neg().resolve_conj()
-    if tensor.is_contiguous() or (tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
-        return tensor
-    return tensor.contiguous()
+    return tensor if tensor.is_contiguous() or _is_channels_last(tensor) else tensor.contiguous()
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether `tensor` is dense with dimension 1 innermost: [N, C, W], [N, C, H, W] or [N, C, D, H, W]."""
+    if tensor.dim() == 4:
+        return tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.dim() in (3, 5) and tensor.movedim(1, -1).is_contiguous()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import sepc
-from sepc.cost_model import search
+from sepc.cost_model import interleaved, search
 from sepc.passes import choose_tiling
 
 TOLERANCE = 1e-4
@@ -81,7 +81,7 @@ class ConvolutionCase:
     channels_last: bool
 
     def build(self) -> tuple[nn.Module, torch.Tensor]:
-        convolution = {1: nn.Conv1d, 2: nn.Conv2d}[self.rank](
+        convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[self.rank](
             self.groups * self.group_in,
             self.groups * self.group_out,
             self.kernel,
@@ -97,14 +97,16 @@ class ConvolutionCase:
             for k, d, p, e in zip(self.kernel, self.dilation, self.padding, self.extra, strict=True)
         ]
         value = torch.randn(self.batch, self.groups * self.group_in, *sizes)
-        if self.channels_last and self.rank == 2:
-            value = value.contiguous(memory_format=torch.channels_last)
-        return convolution, value
+        return convolution, channels_last(value) if self.channels_last else value
+
+
+def channels_last(value: torch.Tensor) -> torch.Tensor:
+    return value.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @st.composite
 def convolutions(draw: st.DrawFn, kind: str) -> ConvolutionCase:
-    rank = draw(st.sampled_from([1, 2, 2, 2]))
+    rank = draw(st.sampled_from([1, 2, 2, 3]))
 
     def spatial(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw(st.integers(low, high)) for _ in range(rank))
@@ -122,11 +124,11 @@ def convolutions(draw: st.DrawFn, kind: str) -> ConvolutionCase:
         groups,
         group_in,
         group_out,
-        (1,) * rank if pointwise else spatial(1, 7),
+        (1,) * rank if pointwise else spatial(1, 7 if rank < 3 else 3),
         spatial(1, 1) if pointwise and draw(st.booleans()) else spatial(1, 3),
         (1,) * rank if pointwise else spatial(1, 3),
         (0,) * rank if pointwise else spatial(0, 4),
-        spatial(0, 30),
+        spatial(0, 30 if rank < 3 else 8),
         draw(st.booleans()),
         draw(st.booleans()),
     )
@@ -149,6 +151,46 @@ def test_every_legal_tiling_gives_the_right_result(kind: str, data: st.DataObjec
         check([case.build() for case in cases])
 
 
+@st.composite
+def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
+    """Any options of a transposed convolution, and an input large enough for them."""
+    rank = draw(st.sampled_from([1, 2, 2, 3]))
+
+    def spatial(low: int, high: int) -> list[int]:
+        return [draw(st.integers(low, high)) for _ in range(rank)]
+
+    most = 3 if rank < 3 else 2
+    kernel, stride, dilation, padding = spatial(1, most + 2), spatial(1, most), spatial(1, 3), spatial(0, 3)
+    extra = [draw(st.integers(0, max(pair) - 1)) for pair in zip(stride, dilation, strict=True)]
+    sizes = [
+        max(1, math.ceil((2 * p - d * (k - 1) - e) / s) + 1) + draw(st.integers(0, 9 if rank < 3 else 4))
+        for k, s, d, p, e in zip(kernel, stride, dilation, padding, extra, strict=True)
+    ]
+    groups, group_in, group_out = draw(st.sampled_from([(1, 9, 20), (1, 3, 16), (3, 4, 5), (19, 1, 1), (8, 1, 2)]))
+    make = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
+    channels = (groups * group_in, groups * group_out)
+    convolution = make(*channels, kernel, stride, padding, extra, groups, draw(st.booleans()), dilation)
+    value = torch.randn(draw(st.sampled_from([1, 2])), groups * group_in, *sizes)
+    layers: list[nn.Module] = [convolution, nn.ReLU()] if draw(st.booleans()) else [convolution]
+    return nn.Sequential(*layers), channels_last(value) if draw(st.booleans()) else value
+
+
+@SETTINGS
+@given(data=st.data())
+def test_transposed_convolutions_of_all_shapes_agree_with_pytorch(data: st.DataObject) -> None:
+    cases = data.draw(st.lists(transposed_convolutions(), min_size=4, max_size=4))
+    with any_tiling(seed) if (seed := data.draw(st.integers(0, 9))) else nullcontext():
+        check(cases)
+
+
+def test_transposed_convolutions_whose_phases_lack_taps_give_the_bias_there() -> None:
+    x = torch.randn(1, 8, 5, 6)
+    x[0, 3, 2, 2] = math.inf
+    module = nn.ConvTranspose2d(8, 20, (1, 2), (3, 3), dilation=(1, 3)).eval()
+    result, reference = sepc.compile(module)(x), module(x).detach()
+    torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 @contextmanager
 def any_tiling(seed: int) -> Iterator[None]:
     """Tilings are drawn at random from all that are legal."""
@@ -162,6 +204,8 @@ def any_tiling(seed: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choose_tiling, "choose", choose)
+        patch.setattr(interleaved, "choose", choose)
+        patch.setattr(choose_tiling, "choose_interleaved", interleaved.choose_interleaved.__wrapped__)
         patch.setattr(search, "LEAST_HALF_PIXELS", 1)
         yield
 
@@ -215,6 +259,24 @@ def test_poolings_agree_with_pytorch() -> None:
     check([(nn.AvgPool1d(3, 2, 1), torch.randn(2, 19, 30)), (nn.MaxPool1d(2), torch.randn(2, 19, 30))])
 
 
+def test_poolings_of_volumes_agree_with_pytorch() -> None:
+    x = torch.randn(2, 21, 5, 9, 7)
+    modules: list[nn.Module] = [
+        nn.MaxPool3d(3, 2, 1),
+        nn.MaxPool3d((2, 3, 1), (1, 2, 2), (1, 0, 0), dilation=(2, 1, 1)),
+        nn.MaxPool3d(2, ceil_mode=True),
+        nn.AvgPool3d(3, 2, 1),
+        nn.AvgPool3d(3, 2, 1, count_include_pad=False),
+        nn.AvgPool3d(2, ceil_mode=True),
+        nn.AvgPool3d(2, divisor_override=3),
+        nn.AdaptiveAvgPool3d((3, 4, 2)),
+        nn.AdaptiveAvgPool3d(1),
+        nn.AdaptiveAvgPool3d((7, 9, 13)),
+    ]
+    check([(module, x) for module in modules])
+    check([(module, channels_last(x)) for module in modules])
+
+
 def test_max_pooling_keeps_nan_and_negative_infinity() -> None:
     x = torch.randn(1, 16, 6, 6)
     x[0, 3, 2, 2] = math.nan
@@ -266,6 +328,18 @@ def test_elementwise_operators_keep_nan(name: str) -> None:
     x[0, 1, 2, 3] = math.nan
     module = Function(ELEMENTWISE[name]).eval()
     assert torch.equal(sepc.compile(module)(x).isnan(), module(x).isnan())
+
+
+def test_copies_that_transpose_agree_with_pytorch() -> None:
+    generator = random.Random(0)
+    shapes = [(1, 16, 256), (2, 16, 16), (3, 5, 7), (1, 1, 40), (1, 40, 1), (1, 33, 300)]
+    shapes += [(generator.randint(1, 3), generator.randint(1, 90), generator.randint(1, 400)) for _ in range(4)]
+    functions: list[Callable[[torch.Tensor], torch.Tensor]] = [
+        lambda x: x.transpose(1, 2).contiguous(),
+        lambda x: (x.transpose(1, 2) * 2 + x.reshape(x.shape[0], x.shape[2], x.shape[1])).contiguous(),
+    ]
+    for target in ("native", "x86-64-v3"):
+        check([(Function(function), torch.randn(shape)) for shape in shapes for function in functions], target)
 
 
 def test_concatenations_along_every_dimension_agree_with_pytorch() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sepc.cost_model.latency import compute_cycles, predict, tap_uses
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling
+from sepc.ir.stage import Convolution, Depth, Map, Normalization, Pooling
 
 ZEN5 = Machine.load("znver5")
 ZEN4 = Machine.load("znver4")
@@ -67,6 +69,17 @@ def test_tap_uses_against_counting(padding: int, stride: int, dilation: int) -> 
     assert tap_uses(conv, 0) == tap_uses(conv, 1) == counted
 
 
+def test_a_volume_costs_as_its_planes_do_for_every_plane_of_the_kernel_inside() -> None:
+    plane = Convolution(1, 14, 14, 14, 14, 48, 48, 48, (3, 3), (1, 1), (1, 1))
+    tiling = LaneTiling(7, 3, 14, 1)
+    volume = replace(plane, depth=Depth(in_planes=6, out_planes=6, kernel=3, padding=1))
+    flat, deep = (compute_cycles(conv, tiling, ZEN5) for conv in (plane, volume))
+    assert volume.flops == 3 * 6 * plane.flops
+    assert volume.depth is not None
+    assert volume.depth.uses == 3 * 6 - 2
+    assert 0.8 * 16 * flat < deep < 1.05 * 16 * flat
+
+
 def test_the_epilogue_costs() -> None:
     conv, tiling = _pointwise(3136, 16, 96), DenseTiling(8, (16, 16), 1, 49, 3)
     assert compute_cycles(conv, tiling, ZEN5, 20) > compute_cycles(conv, tiling, ZEN5, 1)
@@ -109,6 +122,7 @@ def test_every_kind_of_stage_has_a_time_on_every_machine(name: str) -> None:
     costs = [
         predict(_pointwise(9, 3, 5), DenseTiling(2, (4, 1), 1, 2, 1), machine, 1),
         predict(depthwise, LaneTiling(4, 1, 3, 1), machine, 3),
+        predict(replace(depthwise, depth=Depth(5, 5, 3, 1, 1)), LaneTiling(4, 1, 3, 1), machine, 3),
         predict(Pooling(1, 9, 9, 4, 4, 2 * lanes, True, False, (3, 3), (2, 2)), LaneTiling(1, 2, 4, 1), machine, 1),
         predict(Normalization((1, 1, 10, 37), 1e-6), RowTiling(3), machine, 2),
         predict(Map((10, 37)), RowTiling(3), machine, 2, operand_bytes=40),

@@ -134,3 +134,16 @@ def test_a_network_is_planned_within_a_second() -> None:
     for stage in network * 3:
         choose(stage, ZEN5, 2, epilogue_cost=2)
     assert time.process_time() - begin < 1.0
+
+
+def test_one_long_row_of_few_channels_is_shared_out_by_columns() -> None:
+    row = Convolution(1, 1, 16000, 1, 16000, 16, 16, 16, (1, 31), (1, 1), (0, 15))
+    alone, shared = (choose(row, ZEN5, threads) for threads in (1, 2))
+    assert isinstance(shared.tiling, LaneTiling)
+    assert shared.tiling.blocks is not None
+    assert math.prod(task_counts(row, shared.tiling, ZEN5.vector_lanes)) >= 2
+    assert shared.cost.time_us < 0.6 * alone.cost.time_us
+    image = Convolution(1, 40, 400, 40, 400, 16, 16, 16, (3, 3), (1, 1), (1, 1))
+    whole_rows = choose(image, ZEN5, 2).tiling
+    assert isinstance(whole_rows, LaneTiling)
+    assert whole_rows.blocks is None

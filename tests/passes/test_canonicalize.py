@@ -84,6 +84,7 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
         (lambda self, x: functional.adaptive_avg_pool2d(x, 1), ["mean.dim"]),
         (lambda self, x: functional.adaptive_avg_pool2d(x, 1).flatten(1), ["mean.dim", "view.default"]),
         (lambda self, x: functional.avg_pool2d(x, 8), ["mean.dim"]),
+        (lambda self, x: functional.adaptive_avg_pool3d(x[None], 1), ["view.default", "mean.dim"]),
         (lambda self, x: functional.adaptive_avg_pool1d(x.flatten(2), 1), ["view.default", "mean.dim"]),
         (lambda self, x: functional.adaptive_avg_pool2d(x, 2), ["adaptive_avg_pool2d.default"]),
         (lambda self, x: functional.avg_pool2d(x, 2), ["avg_pool2d.default"]),
@@ -111,10 +112,24 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
             ["constant_pad_nd.default", "conv2d.default"],
         ),
         (lambda self, x: torch.conv_transpose2d(x, self.weight[:4]), ["conv_transpose2d.input"]),
+        (
+            lambda self, x: torch.convolution(x, self.weight[:4], None, [2, 2], [1, 1], [1, 1], True, [1, 0], 1),
+            ["conv_transpose2d.input"],
+        ),
+        (
+            lambda self, x: torch.conv_transpose2d(x[0], self.weight[:4], stride=2),
+            ["select.int", "view.default", "conv_transpose2d.input", "view.default"],
+        ),
+        # gates
+        (lambda self, x: functional.glu(x, 1), ["slice.Tensor", "slice.Tensor", "sigmoid.default", "mul.Tensor"]),
         # one output
         (lambda self, x: functional.batch_norm(x, self.vector, self.vector.exp()), ["batch_norm.default"]),
         (lambda self, x: torch.native_layer_norm(x, [8], None, None, 1e-5)[0], ["layer_norm.default"]),
         (lambda self, x: functional.max_pool2d(x, 2, return_indices=True)[0], ["max_pool2d.default"]),
+        (
+            lambda self, x: functional.max_pool3d(x[:, None], 2, return_indices=True)[0],
+            ["view.default", "max_pool3d.default"],
+        ),
         # constants
         (lambda self, x: x + self.vector.exp()[None, :, None, None] * 2, ["add.Tensor"]),
         (lambda self, x: x * torch.arange(8).float(), ["mul.Tensor"]),

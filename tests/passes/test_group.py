@@ -24,7 +24,6 @@ X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 def layers() -> dict[str, nn.Module | torch.Tensor]:
     return {
         "conv": nn.Conv2d(4, 4, 3, padding=1),
-        "volume": nn.Conv3d(1, 2, 3, padding=1),
         "point": nn.Conv2d(4, 4, 1),
         "linear": nn.Linear(4, 4),
         "norm": nn.LayerNorm(4),
@@ -192,7 +191,14 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: functional.conv2d(x, self.conv.weight * x.mean()), "conv2d.* whose weight is computed"),
         (lambda self, x: functional.conv2d(x, self.conv.weight, x[0, :, 0, 0]), "conv2d.* whose weight is computed"),
         (lambda self, x: self.conv(x[0]), "conv2d.* without a batch dimension"),
-        (lambda self, x: self.volume(x[:, None]), "conv3d.* with 5 dimensions"),
+        (
+            lambda self, x: torch.conv_transpose2d(x, self.conv.weight * x.mean()),
+            "conv_transpose2d.* whose weight is computed",
+        ),
+        (
+            lambda self, x: torch.conv_transpose2d(x, self.conv.weight, stride=9),
+            "conv_transpose2d.* of 81 phases, more than 64",
+        ),
         (lambda self, x: functional.linear(x, x[0, 0]), "linear.* whose weight is computed"),
         (lambda self, x: self.linear(x[0, 0, 0, :4]), "linear.* without a batch dimension"),
         (lambda self, x: functional.layer_norm(x, (6,), x[0, 0, 0]), "layer_norm.* whose weight is computed"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils import _pytree as pytree
 
-from sepc.runtime.signature import Constant, Results, flatten
+from sepc.runtime.signature import Constant, Results, dense, flatten
 
 
 def test_plain_tensors_are_flattened_as_pytorch_flattens_them() -> None:
@@ -34,3 +34,13 @@ def test_results_get_their_structure_back() -> None:
         again, structure = pytree.tree_flatten(Results(spec, places).unflatten([y]))
         assert structure == spec
         assert list(map(id, again)) == list(map(id, leaves))
+
+
+def test_what_is_dense_in_either_order_of_channels_stays_where_it_is() -> None:
+    for shape in ((2, 3, 5), (2, 3, 5, 4), (2, 3, 5, 4, 6)):
+        contiguous = torch.zeros(shape)
+        last = contiguous.movedim(1, -1).contiguous().movedim(-1, 1)
+        assert dense(contiguous) is contiguous
+        assert dense(last) is last
+        copied = dense(contiguous.transpose(0, -1))
+        assert copied.is_contiguous()

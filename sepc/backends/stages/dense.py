@@ -11,7 +11,7 @@ generated, so that border blocks simply do not contain the taps that fall outsid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ from sepc.backends.stages.vector import (
 from sepc.cost_model.tiling import DenseTiling
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
-Position = tuple[Index, Index, Index, Index]  # batch, row, column, first channel
+Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, column, first channel
 # How far ahead of its use a packed weight is fetched where only one block reads it. Weights of a whole network stream
 # from the last level or DRAM, and hardware prefetchers stop at each 4 KiB page. Measured on a Zen 5 core with cold
 # weights, 49×160→960: 175 GFLOP/s without, 217 with 4 KiB, 227 with 8 and with 16 KiB.
@@ -121,22 +121,48 @@ class WeightShare:
             prefetch(weight, first + step * elements_per_step + line)
 
 
+@dataclass(frozen=True)
+class RowTap:
+    """A row of the kernel, counted over all its planes, and what it reads: an input row of an image."""
+
+    index: Index
+    image: tuple[Index, ...]
+    row: Index
+
+
 @contextmanager
-def row_taps(convolution: Convolution, row: Index) -> Iterator[Index]:
-    """Loop over the kernel rows whose input row exists, for output row `row`."""
-    taps, stride = convolution.kernel[0], convolution.stride[0]
-    padding, dilation = convolution.padding[0], convolution.dilation[0]
-    top = 0 - padding
-    bottom = (convolution.out_height - 1) * stride - padding + (taps - 1) * dilation
-    if top >= 0 and bottom < convolution.in_height:
-        with loop(taps) as tap:
-            yield tap
+def row_taps(conv: Convolution, image: tuple[Index, ...], row: Index) -> Iterator[RowTap]:
+    """Loop over the kernel rows whose input row exists, for output row `row` of `image`, (batch) or (batch, plane)."""
+    rows = _taps(conv.kernel[0], conv.stride[0], conv.padding[0], conv.dilation[0], conv.in_height, conv.out_height)
+    if (depth := conv.depth) is None:
+        with rows(row) as (tap, in_row):
+            yield RowTap(tap, image, in_row)
         return
-    first = row * stride - padding  # input row of tap 0
-    begin = T.Bind(count_below(0, first, dilation, taps))
-    end = T.Bind(count_below(convolution.in_height, first, dilation, taps))
-    with T.serial(begin, tirx.max(begin, end)) as tap:
-        yield tap
+    planes = _taps(depth.kernel, depth.stride, depth.padding, depth.dilation, depth.in_planes, depth.out_planes)
+    batch, plane = image
+    with planes(plane) as (tap_plane, in_plane), rows(row) as (tap, in_row):
+        yield RowTap(tap_plane * conv.kernel[0] + tap, (batch, in_plane), in_row)
+
+
+TapLoop = Callable[[Index], AbstractContextManager[tuple[Index, Index]]]
+
+
+def _taps(taps: int, stride: int, padding: int, dilation: int, inputs: int, outputs: int) -> TapLoop:
+    """The loop along one dimension over the taps of an output position, each with the input position it reads."""
+
+    @contextmanager
+    def over(output: Index) -> Iterator[tuple[Index, Index]]:
+        first = output * stride - padding  # input position of tap 0
+        if padding <= 0 and (outputs - 1) * stride - padding + (taps - 1) * dilation < inputs:
+            with loop(taps) as tap:
+                yield tap, first + tap * dilation
+            return
+        begin = T.Bind(count_below(0, first, dilation, taps))
+        end = T.Bind(count_below(inputs, first, dilation, taps))
+        with T.serial(begin, tirx.max(begin, end)) as tap:
+            yield tap, first + tap * dilation
+
+    return over
 
 
 @dataclass(frozen=True)
@@ -167,13 +193,15 @@ class DenseStage:
         column_tiles = ceil_div(max(s.repeat for s in segments), tiling.blocks)
         panel_tiles = ceil_div(panels.total, tiling.panels)
         tile_columns = conv.out_width if column_tiles == 1 else tiling.blocks * tiling.columns
-        with frame.tasks((conv.batch, conv.groups, row_tiles, column_tiles, panel_tiles)) as task:
-            batch, group, row_tile, column_tile, panel_tile = task
+        with frame.tasks((*conv.leading, conv.groups, row_tiles, column_tiles, panel_tiles)) as task:
+            *image, group, row_tile, column_tile, panel_tile = task
 
             def panel_body(index: Index, widths: tuple[int, ...]) -> None:
                 with loop(tile_span(row_tile, tiling.rows, conv.out_height, row_tiles)) as row:
                     visit = Visit(tiling.rows * tile_columns, (row - column_tile) * tile_columns)
-                    block = _Block(self, panels, widths, batch, group, row_tile * tiling.rows + row, index, visit)
+                    block = _Block(
+                        self, panels, widths, tuple(image), group, row_tile * tiling.rows + row, index, visit
+                    )
                     for_each_block(segments, tiling.blocks, column_tile, column_tiles, block.emit)
 
             for_each_panel(panels, tiling.panels, panel_tile, panel_tiles, panel_body)
@@ -188,12 +216,12 @@ class DenseStage:
             if panels.count:
                 with loop(panels.count) as index, T.serial(first, stop) as row:
                     visit = Visit(self.turn_rows * conv.out_width, (row - first) * conv.out_width)
-                    block = _Block(self, panels, panels.widths, batch, group, row, index, visit)
+                    block = _Block(self, panels, panels.widths, (batch,), group, row, index, visit)
                     for_each_block(segments, blocks, 0, 1, block.emit)
             if panels.tail:
                 with T.serial(first, stop) as row:
                     visit = Visit(self.turn_rows * conv.out_width, (row - first) * conv.out_width)
-                    block = _Block(self, panels, panels.tail, batch, group, row, panels.count, visit)
+                    block = _Block(self, panels, panels.tail, (batch,), group, row, panels.count, visit)
                     for_each_block(segments, blocks, 0, 1, block.emit)
 
 
@@ -241,7 +269,7 @@ class _Block:
     stage: DenseStage
     panels: Panels
     widths: tuple[int, ...]
-    batch: Index
+    image: tuple[Index, ...]
     group: Index
     row: Index
     panel: Index
@@ -258,11 +286,11 @@ class _Block:
             initial = constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(channel + offset, lanes)])
             for register in column:
                 register.set(initial)
-        with row_taps(conv, self.row) as tap_row:
-            self._reduce(start, segment, registers, lane_offsets, tap_row)
+        with row_taps(conv, self.image, self.row) as tap:
+            self._reduce(start, segment, registers, lane_offsets, tap)
         for column_index, column in enumerate(registers):
             for register, offset in zip(column, lane_offsets, strict=True):
-                stage.sink((self.batch, self.row, start + column_index, channel + offset), register.value)
+                stage.sink((*self.image, self.row, start + column_index, channel + offset), register.value)
 
     def _reduce(
         self,
@@ -270,11 +298,10 @@ class _Block:
         segment: ColumnSegment,
         registers: list[list[Accumulator]],
         lane_offsets: list[int],
-        tap_row: Index,
+        tap_row: RowTap,
     ) -> None:
         """Add the products of one kernel row to the registers."""
         stage, conv = self.stage, self.stage.convolution
-        in_row = self.row * conv.stride[0] - conv.padding[0] + tap_row * conv.dilation[0]
         reduction = conv.taps * conv.group_in
         panel_base = (self.group * conv.group_out + self.panel * sum(self.panels.widths)) * reduction
         share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
@@ -287,7 +314,7 @@ class _Block:
             if not valid:
                 continue
             with loop(conv.group_in) as channel:
-                step = (tap_row * conv.kernel[1] + tap) * conv.group_in + channel
+                step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
                 base = panel_base + step * sum(self.widths)
                 weights = [
                     T.Bind(stage.weight[ramp(base + offset, lanes)])
@@ -296,6 +323,7 @@ class _Block:
                 share.prefetch(stage.weight, step, start)
                 for index in valid:
                     in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
-                    value = stage.source.load((self.batch, in_row, in_column, self.group * conv.group_in + channel))
+                    in_channel = self.group * conv.group_in + channel
+                    value = stage.source.load((*tap_row.image, tap_row.row, in_column, in_channel))
                     for register, weight in zip(registers[index], weights, strict=True):
                         register.set(register.value + broadcast(value, register.lanes) * weight)

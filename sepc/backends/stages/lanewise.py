@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Sink, for_each_block, row_taps
+from sepc.backends.stages.dense import RowTap, Sink, for_each_block, row_taps
 from sepc.backends.stages.kernel import Frame, loop, tile_span, when
 from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, Operand, constant, prefetch, ramp
 from sepc.cost_model.tiling import LaneTiling
@@ -84,13 +84,16 @@ class LanewiseStage:
         segments = conv.column_segments(tiling.columns)
         row_tiles = ceil_div(conv.out_height, tiling.rows)
         tiles = channel_tiles(conv.out_channels, self.lanes, tiling.vectors, tiling.groups)
-        with frame.tasks((conv.batch, row_tiles, tiles)) as (batch, row_tile, tile):
+        repeat = max(segment.repeat for segment in segments)
+        blocks = tiling.blocks or max(1, repeat)
+        column_tiles = max(1, ceil_div(repeat, blocks))
+        with frame.tasks((*conv.leading, row_tiles, column_tiles, tiles)) as (*image, row_tile, column_tile, tile):
 
             def body(channel: Index, widths: tuple[int, ...]) -> None:
                 self._prefetch_weights(channel, sum(widths))
                 with loop(tile_span(row_tile, tiling.rows, conv.out_height, row_tiles)) as row:
-                    block = _Block(self, widths, batch, row_tile * tiling.rows + row, channel)
-                    for_each_block(segments, max(s.repeat for s in segments), 0, 1, block.emit)
+                    block = _Block(self, widths, tuple(image), row_tile * tiling.rows + row, channel)
+                    for_each_block(segments, blocks, column_tile, column_tiles, block.emit)
 
             for_each_channel_group(conv.out_channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
 
@@ -109,7 +112,7 @@ class LanewiseStage:
 
         def body(channel: Index, widths: tuple[int, ...]) -> None:
             with T.serial(first, stop) as row:
-                for_each_block(segments, blocks, 0, 1, _Block(self, widths, batch, row, channel).emit)
+                for_each_block(segments, blocks, 0, 1, _Block(self, widths, (batch,), row, channel).emit)
 
         all_groups = ceil_div(conv.out_channels, self.lanes * vectors)
         for_each_channel_group(conv.out_channels, self.lanes, vectors, all_groups, 0, 1, body)
@@ -121,7 +124,7 @@ class _Block:
 
     stage: LanewiseStage
     widths: tuple[int, ...]
-    batch: Index
+    image: tuple[Index, ...]
     row: Index
     channel: Index
 
@@ -137,12 +140,13 @@ class _Block:
             for register in row_of_registers:
                 register.set(initial)
         self._prefetch_next_row(start, segment)
-        with row_taps(stage.convolution, self.row) as tap_row, loop(stage.convolution.group_in) as member:
+        taps = row_taps(stage.convolution, self.image, self.row)
+        with taps as tap_row, loop(stage.convolution.group_in) as member:
             for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
                 self._reduce(start, segment, row_of_registers, self.channel + offset, lanes, tap_row, member)
         for row_of_registers, offset in zip(registers, offsets, strict=True):
             for index, register in enumerate(row_of_registers):
-                stage.sink((self.batch, self.row, start + index, self.channel + offset), register.value)
+                stage.sink((*self.image, self.row, start + index, self.channel + offset), register.value)
 
     def _prefetch_next_row(self, start: Index, segment: ColumnSegment) -> None:
         """Fetch the input row that the next output row is the first to read, as far as this block's columns read it.
@@ -152,11 +156,11 @@ class _Block:
         where there is four times as much to fetch, it was slower.
         """
         conv = self.stage.convolution
-        if conv.stride != (1, 1) or conv.group_in * conv.group_out > 1:
+        if conv.stride != (1, 1) or conv.group_in * conv.group_out > 1 or conv.depth is not None:
             return
         row = self.row - conv.padding[0] + (conv.kernel[0] - 1) * conv.dilation[0] + 1
         for column in range(segment.columns):
-            position = (self.batch, row, start + column, self.channel)
+            position = (*self.image, row, start + column, self.channel)
             self.stage.source.prefetch(position, sum(self.widths))
 
     def _reduce(
@@ -166,38 +170,38 @@ class _Block:
         registers: list[Accumulator],
         channel: Index,
         lanes: int,
-        tap_row: Index,
+        tap_row: RowTap,
         member: Index,
     ) -> None:
         """Add the products of one kernel row with input channel `member` of each lane's group."""
         stage, conv = self.stage, self.stage.convolution
         taps, stride, dilation = conv.kernel[1], conv.stride[1], conv.dilation[1]
-        base = channel * (conv.taps * conv.group_in) + (tap_row * conv.group_in + member) * taps * lanes
+        base = channel * (conv.taps * conv.group_in) + (tap_row.index * conv.group_in + member) * taps * lanes
         weights = [T.Bind(stage.weight[ramp(base + tap * lanes, lanes)]) for tap in range(taps)]
         users: dict[int, list[tuple[int, int]]] = {}
         for index in range(segment.columns):
             for tap in range(taps):
                 if segment.interior or conv.column_valid(segment.start + index, tap):
                     users.setdefault(index * stride + tap * dilation, []).append((index, tap))
-        in_row = self.row * conv.stride[0] - conv.padding[0] + tap_row * conv.dilation[0]
         for column in sorted(users):
             in_column = start * stride - conv.padding[1] + column
-            value = T.Bind(self._load(in_row, in_column, channel, lanes, member))
+            pixel = (*tap_row.image, tap_row.row, in_column)
+            value = T.Bind(self._load(pixel, channel, lanes, member))
             for index, tap in users[column]:
                 registers[index].set(registers[index].value + value * weights[tap])
 
-    def _load(self, in_row: Index, in_column: Index, channel: Index, lanes: int, member: Index) -> Expr:
+    def _load(self, pixel: tuple[Index, ...], channel: Index, lanes: int, member: Index) -> Expr:
         """The input channels that `lanes` output channels from `channel` on read, as one vector."""
         conv, source = self.stage.convolution, self.stage.source
         if conv.group_in == conv.group_out == 1:
-            return source.load((self.batch, in_row, in_column, channel), lanes)
+            return source.load((*pixel, channel), lanes)
         first = tirx.truncdiv(channel, conv.group_out) * conv.group_in + member
         groups = ceil_div(lanes, conv.group_out)
         lane_channels = [lane // conv.group_out * conv.group_in for lane in range(lanes)]
         if groups == 1:
-            scalar = source.load((self.batch, in_row, in_column, first))
+            scalar = source.load((*pixel, first))
             return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
-        parts = [source.load((self.batch, in_row, in_column, first + group * conv.group_in)) for group in range(groups)]
+        parts = [source.load((*pixel, first + group * conv.group_in)) for group in range(groups)]
         return tirx.Shuffle(
             [tirx.Broadcast(part, lanes) for part in parts],
             [tirx.const(lane_channels[lane] // conv.group_in * lanes + lane, "int32") for lane in range(lanes)],

@@ -7,8 +7,10 @@ Windows are clipped to the input, so padding costs nothing. A few channel vector
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
+from math import prod
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -34,17 +36,37 @@ class _Window:
     divisor: Index
 
 
-def _window(pooling: Pooling, axis: int, position: Index) -> _Window:
-    size = (pooling.in_height, pooling.in_width)[axis]
+@dataclass(frozen=True)
+class _Axis:
+    """A dimension of a pooling: its sizes, and what `Pooling` says of it."""
+
+    size: int
+    out: int
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+
+def _axes(pool: Pooling) -> list[_Axis]:
+    """The dimensions of a pooling: planes (of one with depth), rows, columns."""
+    options = zip(pool.kernel, pool.stride, pool.padding, pool.dilation, strict=True)
+    sizes = ((pool.in_height, pool.out_height), (pool.in_width, pool.out_width))
+    flat = [_Axis(*size, *option) for size, option in zip(sizes, options, strict=True)]
+    return flat if pool.depth is None else [_Axis(*astuple(pool.depth)), *flat]
+
+
+def _window(pooling: Pooling, axis: _Axis, position: Index) -> _Window:
+    size = axis.size
     if pooling.adaptive:
-        out = (pooling.out_height, pooling.out_width)[axis]
+        out = axis.out
         if out == 1:
             return _Window(0, size, 1, size)
         begin = T.Bind(tirx.truncdiv(position * size, out))
         count = T.Bind(tirx.truncdiv((position + 1) * size + out - 1, out) - begin)
         return _Window(begin, count, 1, count)
-    kernel, step, padding = pooling.kernel[axis], pooling.dilation[axis], pooling.padding[axis]
-    first = position * pooling.stride[axis] - padding
+    kernel, step, padding = axis.kernel, axis.dilation, axis.padding
+    first = position * axis.stride - padding
     skipped = T.Bind(count_below(0, first, step, kernel))
     end = T.Bind(count_below(size, first, step, kernel))
     count = T.Bind(tirx.max(0, end - skipped))
@@ -67,12 +89,12 @@ class PoolingStage:
         pool, tiling = self.pooling, self.tiling
         row_tiles = ceil_div(pool.out_height, tiling.rows)
         tiles = channel_tiles(pool.channels, self.lanes, tiling.vectors, tiling.groups)
-        with frame.tasks((pool.batch, row_tiles, tiles)) as (batch, row_tile, tile):
+        with frame.tasks((*pool.leading, row_tiles, tiles)) as (*image, row_tile, tile):
 
             def body(channel: Index, widths: tuple[int, ...]) -> None:
                 rows = tile_span(row_tile, tiling.rows, pool.out_height, row_tiles)
                 with loop(rows) as row_in_tile, loop(pool.out_width) as column:
-                    self._window(batch, row_tile * tiling.rows + row_in_tile, column, channel, widths)
+                    self._window((*image, row_tile * tiling.rows + row_in_tile, column), channel, widths)
 
             for_each_channel_group(pool.channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
 
@@ -82,35 +104,36 @@ class PoolingStage:
 
         def body(channel: Index, widths: tuple[int, ...]) -> None:
             with T.serial(first, stop) as row, loop(pool.out_width) as column:
-                self._window(batch, row, column, channel, widths)
+                self._window((batch, row, column), channel, widths)
 
         all_groups = ceil_div(pool.channels, self.lanes * vectors)
         for_each_channel_group(pool.channels, self.lanes, vectors, all_groups, 0, 1, body)
 
-    def _window(self, batch: Index, row: Index, column: Index, channel: Index, widths: tuple[int, ...]) -> None:
+    def _window(self, pixel: tuple[Index, ...], channel: Index, widths: tuple[int, ...]) -> None:
         """Reduce one window for the channel vectors `widths` from `channel` on."""
         pool = self.pooling
         combine: Callable[[Expr, Expr], Expr] = maximum if pool.maximum else _add
         registers = [Accumulator(lanes) for lanes in widths]
         for register in registers:
             register.set(constant(_LOWEST if pool.maximum else 0, register.lanes))
-        rows, columns = _window(pool, 0, row), _window(pool, 1, column)
-        with loop(rows.count) as r, loop(columns.count) as c:
+        windows = [_window(pool, axis, position) for axis, position in zip(_axes(pool), pixel[1:], strict=True)]
+        with ExitStack() as loops:
+            read = [one.begin + loops.enter_context(loop(one.count)) * one.step for one in windows]
             offset = 0
             for register in registers:
-                position = (batch, rows.begin + r * rows.step, columns.begin + c * columns.step, channel + offset)
+                position = (pixel[0], *read, channel + offset)
                 register.set(combine(register.value, self.source.load(position, register.lanes)))
                 offset += register.lanes
         offset = 0
         for register in registers:
             value = register.value
             if not pool.maximum:
-                value = value * self._reciprocal(rows, columns, register.lanes)
-            self.sink((batch, row, column, channel + offset), value)
+                value = value * self._reciprocal(windows, register.lanes)
+            self.sink((*pixel, channel + offset), value)
             offset += register.lanes
 
-    def _reciprocal(self, rows: _Window, columns: _Window, lanes: int) -> Expr:
-        count = self.pooling.divisor or rows.divisor * columns.divisor
+    def _reciprocal(self, windows: Sequence[_Window], lanes: int) -> Expr:
+        count = self.pooling.divisor or prod([window.divisor for window in windows], start=1)
         if isinstance(count, int):
             return constant(1.0 / count, lanes)
         return broadcast(T.Bind(tirx.const(1.0, "float32") / tirx.Cast("float32", count)), lanes)

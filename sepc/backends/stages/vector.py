@@ -102,6 +102,29 @@ def prefetch(buffer: Expr, index: Index) -> None:
     T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, 3, 1))
 
 
+def transpose(rows: Sequence[Expr]) -> list[Expr]:
+    """As many vectors as each has lanes (a power of two), with rows and columns exchanged.
+
+    Blocks of 1, 2, 4, … lanes change places with those of the row so many below.
+    """
+    vectors, lanes, step = list(rows), len(rows), 1
+    while step < lanes:
+        high = [lane & step != 0 for lane in range(lanes)]
+        upper = [lanes + lane - step if high[lane] else lane for lane in range(lanes)]
+        lower = [lanes + lane if high[lane] else lane + step for lane in range(lanes)]
+        for row in range(lanes):
+            if not row & step:
+                pair = [vectors[row], vectors[row + step]]
+                vectors[row], vectors[row + step] = (T.Bind(_shuffle(pair, order)) for order in (upper, lower))
+        step *= 2
+    return vectors
+
+
+def _shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """A vector of the given lanes out of those of all `vectors`, counted through."""
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+
+
 class Accumulator:
     """A vector register: a small local buffer that LLVM keeps in a register, as all its indices are constants."""
 

@@ -2,13 +2,13 @@
 
 Pattern and equation.
 
-    convolution(x, w, b, …)                   →    conv1d, conv2d, conv3d by the rank of w
+    convolution(x, w, b, …)                   →    conv1d, conv2d, conv3d, or conv_transpose1d, …, by the rank of w
     conv(x, w, padding="same")                →    conv(pad(x, what is odd), w, padding=numbers)
-    conv(x without batch)                     →    view(conv(view(x, [1, …])))
+    conv(x without batch)                     →    view(conv(view(x, [1, …]))),      transposed alike
     pad(x, amounts, "constant", value)        →    constant_pad_nd(x, amounts, value)
     conv(pad(x, p zeros on both sides), …)    →    conv(x, …, padding + p)
 
-Preconditions. Not transposed. A pad joins the convolution only if it is of zeros, around pixels, and alike on both
+Preconditions. A pad joins the convolution only if it is of zeros, around pixels, and alike on both
 sides; other pads are rejected with the reason (asymmetric ones join its region later; see `group`).
 """
 
@@ -18,7 +18,7 @@ import operator
 
 from torch import fx
 
-from sepc.ir.ops import Conv, Pad, arguments, aten, is_op, per_dimension, shape
+from sepc.ir.ops import Conv, ConvTranspose, Pad, arguments, aten, is_op, per_dimension, shape
 from sepc.passes.manager import Rejection, Rewriter, Rule
 from sepc.passes.rules.respell import Call, Respell
 
@@ -57,6 +57,31 @@ class NumericConv(Rule[tuple[Conv, tuple[int, ...]]]):
             source = build.call(aten.constant_pad_nd.default, source, amounts, 0)
         target, args = _conv_call(conv, source, conv.padding)
         result = build.call(target, *args)
+        return result if batched else build.call(aten.view.default, result, list(shape(result)[1:]))
+
+
+class NumericTransposed(Rule[ConvTranspose]):
+    """Any transposed convolution as conv_transpose1d/2d/3d, with a batch dimension."""
+
+    targets = (*ConvTranspose.targets, aten.convolution.default)
+
+    def match(self, node: fx.Node, module: fx.GraphModule) -> ConvTranspose | None:
+        """The convolution, if it is not of that form yet."""
+        named = arguments(node)
+        rank = len(shape(named["weight"])) - 2
+        if not named.get("transposed", True) or (ConvTranspose.matches(node) and len(shape(node)) == rank + 2):
+            return None
+        return ConvTranspose.read(named)
+
+    def rewrite(self, match: ConvTranspose, build: Rewriter) -> fx.Node:
+        """The transposed convolution, between views if it had no batch dimension."""
+        source, rank = match.input, len(match.stride)
+        batched = len(shape(source)) == rank + 2
+        if not batched:
+            source = build.call(aten.view.default, source, [1, *shape(source)])
+        spatial = (list(match.stride), list(match.padding), list(match.output_padding))
+        options = (match.weight, match.bias, *spatial, match.groups, list(match.dilation))
+        result = build.call(ConvTranspose.targets[rank - 1], source, *options)
         return result if batched else build.call(aten.view.default, result, list(shape(result)[1:]))
 
 

@@ -8,6 +8,7 @@ Pattern and equation.
     add(constant, x), mul(constant, x)         →    add(x, constant), mul(x, constant)
     add(x, constant of one element)            →    add(x, number)
     pow(x, 2)                                  →    square(x);      0.5, -0.5, -1 to sqrt, rsqrt, reciprocal
+    glu(x, dim)                                →    a · sigmoid(b),      a and b being the halves of x along dim
 
 Preconditions. The operator commutes (add without alpha, mul) where operands are exchanged; the type stays, and powers
 are of floating-point tensors.
@@ -21,6 +22,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sepc.ir.ops import Binary, arguments, aten, constant, dtype, is_constant, is_op, shape
+from sepc.passes.manager import Rewriter, Rule
 from sepc.passes.rules.respell import Call, Respell
 
 _SCALAR_BINARY = (aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar)
@@ -68,6 +70,22 @@ def _as_root_or_square(node: fx.Node, module: fx.GraphModule) -> Call | None:
     named = arguments(node)
     target = _POWERS.get(named["exponent"])
     return (target, (named["self"],)) if target is not None and dtype(node).is_floating_point else None
+
+
+class GatedHalves(Rule[tuple[fx.Node, int]]):
+    """A gated linear unit as the product that it is: the halves are views, and the product an epilogue."""
+
+    targets = (aten.glu.default,)
+
+    def match(self, node: fx.Node, module: fx.GraphModule) -> tuple[fx.Node, int]:
+        named = arguments(node)
+        return named["self"], named["dim"] % len(shape(node))
+
+    def rewrite(self, match: tuple[fx.Node, int], build: Rewriter) -> fx.Node:
+        source, dim = match
+        middle = shape(source)[dim] // 2
+        value, gate = (build.call(aten.slice.Tensor, source, dim, start, start + middle) for start in (0, middle))
+        return build.call(aten.mul.Tensor, value, build.call(aten.sigmoid.default, gate))
 
 
 AS_CLAMP = Respell(_CLAMPS, _as_clamp)

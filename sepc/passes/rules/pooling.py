@@ -1,6 +1,6 @@
 """Averages over all pixels, however they are written.
 
-Pattern and equation. For x of shape [N, C, W] or [N, C, H, W],
+Pattern and equation. For x of shape [N, C, W], [N, C, H, W] or [N, C, D, H, W],
 
     adaptive_avg_pool(x, 1), avg_pool(x, kernel = H × W), mean(x, [-1, -2])
         →    mean(x, [2, 3], keepdim=True), then a view to the shape it had
@@ -32,7 +32,7 @@ class GlobalMean(Rule[Window]):
     def _mean_covers(self, node: fx.Node, spatial: tuple[int, ...]) -> bool:
         mean, named = Mean.of(node), arguments(node)
         canonical = mean.keepdim and tuple(named["dim"]) == spatial
-        return len(spatial) in (1, 2) and mean.dims == spatial and named["dtype"] is None and not canonical
+        return len(spatial) in (1, 2, 3) and mean.dims == spatial and named["dtype"] is None and not canonical
 
     def _pool_covers(self, node: fx.Node, spatial: tuple[int, ...]) -> bool:
         pool, sizes = Pool.of(node), shape(Pool.of(node).input)[2:]

@@ -6,7 +6,7 @@ Pattern and equation.
     unbind(x, dim)[i]                               →    select(x, dim, i)
     _native_batch_norm_legit_no_training(x, …)[0]   →    batch_norm(x, …)
     native_layer_norm(x, …)[0]                      →    layer_norm(x, …)
-    max_pool2d_with_indices(x, …)[0]                →    max_pool2d(x, …)
+    max_pool2d_with_indices(x, …)[0]                →    max_pool2d(x, …);      max_pool3d alike
 
 Preconditions. None beyond the pattern: the other results stay where they are, and are dead code if nobody reads them.
 """
@@ -55,6 +55,8 @@ def _as_one_output(node: fx.Node, module: fx.GraphModule) -> Call | None:
         return aten.layer_norm.default, tuple(map(named.get, ("input", "normalized_shape", "weight", "bias", "eps")))
     if is_op(source, aten.max_pool2d_with_indices.default):
         return aten.max_pool2d.default, tuple(named.values())
+    if is_op(source, aten.max_pool3d_with_indices.default):
+        return aten.max_pool3d.default, tuple(named.values())
     return None
 
 
