@@ -55,11 +55,13 @@ class Canonicalize:
     """The pass: constants are folded and rules applied until nothing changes.
 
     Attributes:
-        fold_limit_bytes: larger constants are folded only if at most twice as large as what they are made of.
+        view_limit_bytes, computed_limit_bytes: larger constants, of expansions and of what takes computing, are folded
+            only if at most twice as large as what they are made of.
     """
 
     name: ClassVar[str] = "canonicalize"
-    fold_limit_bytes: int = 65536
+    view_limit_bytes: int = 1 << 16
+    computed_limit_bytes: int = 1 << 26
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module` into canonical form; returns whether it changed."""
@@ -70,7 +72,7 @@ class Canonicalize:
         return changed
 
     def _round(self, module: fx.GraphModule, context: PassContext) -> bool:
-        changed = ConstantFolder(module, self.name, self.fold_limit_bytes).run(context)
+        changed = ConstantFolder(module, self.name, (self.view_limit_bytes, self.computed_limit_bytes)).run(context)
         for node in list(module.graph.nodes):
             rules = (rule for rule in RULES if node.target in rule.targets)
             changed |= any(rule.apply(node, self.name, module, context) for rule in rules)

@@ -83,7 +83,7 @@ def classify(node: fx.Node) -> RegionInfo:
     anchor = next((anchor for anchor in ANCHORS if anchor.operators.matches(node)), None)
     if anchor is None:
         return _foreign(f"no stage for {node.target}")
-    reason = anchor.obstacle(node) or _type_obstacle(node)
+    reason = anchor.obstacle(node) or _input_obstacle(node) or _type_obstacle(node)
     return _foreign(f"{node.target} {reason}") if reason else RegionInfo(anchor.kind)
 
 
@@ -143,6 +143,12 @@ def _mean_obstacle(node: fx.Node) -> str:
 
 def _no_obstacle(node: fx.Node) -> str:
     return ""
+
+
+def _input_obstacle(node: fx.Node) -> str:
+    """Why the tensor that `node` works on is none that our stages read; empty where it is. They copy from constants."""
+    is_copied = ops.Cat.matches(node)
+    return "of a constant" if not is_copied and ops.is_constant(node.all_input_nodes[0]) else ""
 
 
 def _type_obstacle(node: fx.Node) -> str:

@@ -168,6 +168,24 @@ def test_a_constant_that_is_too_large_is_made_at_run_time_from_a_folded_one() ->
     assert "expand.default" in operators(module)
 
 
+def test_what_takes_computing_is_folded_even_if_it_is_larger_than_what_it_is_made_of() -> None:
+    # The attention that relative positions alone give, as in ConViT.
+    place = torch.arange(200.0)
+
+    def biased(self: Function, x: torch.Tensor) -> torch.Tensor:
+        return x.sum() + (self.vector[0] * (place[:, None] - place).abs()).softmax(-1)
+
+    model = Function(biased).eval()
+    module = capture(model, (X,)).graph_module
+    PassManager([Canonicalize()], verify_each=True).run(module, PassContext(example_inputs=(X,)))
+    assert operators(module) == ["sum.default", "add.Tensor"]
+    module = capture(model, (X,)).graph_module
+    context = PassContext()
+    PassManager([Canonicalize(computed_limit_bytes=1 << 10)]).run(module, context)
+    assert "softmax.int" in operators(module)
+    assert any("the constant would have 160000 bytes" in note.message for note in context.notes)
+
+
 def test_assertions_are_dropped() -> None:
     module = capture(nn.ReLU(), (X,)).graph_module
     (placeholder,) = module.graph.find_nodes(op="placeholder")

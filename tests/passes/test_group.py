@@ -30,6 +30,7 @@ def layers() -> dict[str, nn.Module | torch.Tensor]:
         "norm": nn.LayerNorm(4),
         "scale": torch.randn(4),
         "image": torch.randn(4, 6, 6),
+        "rows": torch.randn(3, 4),
     }
 
 
@@ -199,6 +200,7 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: functional.layer_norm(x, (6, 6)), "layer_norm.* over more than the last dimension"),
         (lambda self, x: functional.avg_pool2d(x[0], 2), "avg_pool2d.* without a batch dimension"),
         (lambda self, x: functional.adaptive_avg_pool2d(x[0], 2), "adaptive_avg_pool2d.* without a batch dimension"),
+        (lambda self, x: x + self.linear(self.rows).sum(), "linear.* of a constant"),
         (lambda self, x: x.mean(1), r"mean.* over dimensions \(1,\) of 4"),
         (lambda self, x: x.mean((2, 3)), r"mean.* over dimensions \(2, 3\) of 4"),
         (lambda self, x: x.softmax(1), "no stage for aten.softmax"),
