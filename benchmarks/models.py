@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 SEED = 2024
+NEXT_TO_NOTHING = 1e-3
 DEFAULT_SIZE = 224
 TORCHVISION = "torchvision/"
 _TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
@@ -120,7 +121,10 @@ def _reparametrised(model: nn.Module) -> nn.Module:
 
 
 def _draw_parameters(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw scales from [0.5, 1.5], shifts from a normal distribution; large weights keep their initialisation."""
+    """Draw scales from [0.5, 1.5], shifts from a normal distribution; large weights keep their initialisation.
+
+    Unless that is next to nothing, as in the classifiers of mixers and in tables of relative positions.
+    """
     for module in model.modules():
         is_product = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
         for name, parameter in module.named_parameters(recurse=False):
@@ -129,6 +133,10 @@ def _draw_parameters(model: nn.Module, generator: torch.Generator) -> None:
             elif not is_product and parameter.numel() == max(parameter.shape, default=1):
                 # Norm weights, layer scales, gates: vectors, perhaps with broadcast dimensions of size one.
                 parameter.data.uniform_(0.5, 1.5, generator=generator)
+            else:
+                usual = (parameter.numel() / parameter.shape[0]) ** -0.5 if is_product else 0.1
+                if parameter.square().mean().sqrt() < NEXT_TO_NOTHING * usual:
+                    parameter.data.normal_(0.0, usual, generator=generator)
 
 
 def _draw_batch_norm_statistics(model: nn.Module, sample: torch.Tensor, generator: torch.Generator) -> None:

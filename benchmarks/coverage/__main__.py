@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -89,7 +90,7 @@ def _progress(row: Row) -> str:
     found = row.ways.get(EXPORT)
     error = f", error {found['error']:.1e}" if found and found["error"] is not None and not found["failure"] else ""
     gain = table.speed_up(row)
-    return f"{table.verdict(row)}{error}" + (f", {gain:.2f} times as fast as eager" if gain == gain else "")
+    return f"{table.verdict(row)}{error}" + (f", {gain:.2f} times as fast as eager" if not math.isnan(gain) else "")
 
 
 if __name__ == "__main__":

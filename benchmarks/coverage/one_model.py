@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import sepc
 from benchmarks import models
 from benchmarks.coverage import zoo
-from benchmarks.measure import PeerResult, describe, measure
+from benchmarks.measure import describe, measure
 from benchmarks.peers import Job, Runner, eager
 from sepc.ir import ops, region
 
@@ -34,6 +34,7 @@ EXPORT: Final = "export"
 DYNAMO: Final = "dynamo"
 WAYS: Final = (EXPORT, DYNAMO)
 UNAVAILABLE: Final = "not available: this sepc has no torch.compile backend"
+TURN_S: Final = 0.15
 LEAST_VARIATION: Final = 1e-3
 """Outputs of two images must differ by so much of the largest: ten times the tolerance."""
 
@@ -94,8 +95,7 @@ def run(name: str, rounds: int, ways: Sequence[str] = WAYS, size: int | None = N
         DYNAMO: _by_dynamo,
     }
     wanted = [*(["eager"] if rounds else []), *ways]
-    turns = {"rounds": rounds} if rounds else {"rounds": 1, "turn_s": 0.0}
-    results = measure(Job(module, inputs, 1), wanted, builders=builders, **turns)  # type: ignore[arg-type]
+    results = measure(Job(module, inputs, 1), wanted, max(rounds, 1), builders, turn_s=TURN_S if rounds else 0.0)
     row.ways = {way: result.to_json() for way, result in results.items()}
     if compiled:
         row.partition = partition(compiled[0].graph_module)
@@ -103,14 +103,15 @@ def run(name: str, rounds: int, ways: Sequence[str] = WAYS, size: int | None = N
 
 
 def variation(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    """How much the outputs of two images differ, relative to the largest; infinite where their shapes do."""
+    """How much the outputs of two images differ, relative to the largest; 1 where their shapes do, 0 if not numbers."""
     other = models.images(inputs[0].shape[-1], inputs[0].shape[0], torch.Generator().manual_seed(models.SEED + 2))
     with torch.inference_mode():
         first, second = ([leaf for leaf in tree_leaves(module(x)) if leaf.numel()] for x in (*inputs, other))
     if [leaf.shape for leaf in first] != [leaf.shape for leaf in second]:
-        return math.inf
-    pairs = zip(first, second, strict=True)
-    return min((float((a - b).abs().max() / a.abs().max()) for a, b in pairs if a.is_floating_point()), default=0.0)
+        return 1.0
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.is_floating_point()]
+    least = min((float((a - b).abs().max() / a.abs().max()) for a, b in pairs), default=0.0)
+    return least if math.isfinite(least) else 0.0
 
 
 def _exported(job: Job, compiled: list[sepc.CompiledModel]) -> Runner:

@@ -181,7 +181,7 @@ def _convolutions(row: Row) -> tuple[int, int]:
 def _milliseconds(row: Row, way: str) -> float:
     """The median time; not a number where there is none, or it was not timed in turn."""
     found = row.ways.get(way)
-    return found["median_ms"] if found and found["median_ms"] is not None and row.rounds else math.nan
+    return found["median_ms"] if found and not found["failure"] and row.rounds else math.nan
 
 
 def _seconds(row: Row, way: str) -> float:
