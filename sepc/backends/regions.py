@@ -19,6 +19,7 @@ from sepc.backends.stages.mapping import MappingStage
 from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
 from sepc.backends.stages.row_means import RowMeans
+from sepc.backends.stages.softmax import SoftmaxStage
 from sepc.backends.stages.vector import Expr, Index, Operand, Ring, lanes_of
 from sepc.cost_model.tiling import ChainTiling, DenseTiling, LaneTiling, RowTiling, StrassenTiling, Tiling
 from sepc.errors import VerificationError
@@ -27,7 +28,7 @@ from sepc.ir.layout import storage_elements
 from sepc.ir.links import chain_of
 from sepc.ir.problem import Problem, Strides, copy_problem
 from sepc.ir.region import computations, placeholders, result
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax, ceil_div
 
 FloatArray = NDArray[np.float32]
 
@@ -256,19 +257,16 @@ def _stage_maker(problem: Problem, tiling: Tiling, arguments: _Arguments, turn_r
     anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes
     if isinstance(stage, Map) and anchor is None and isinstance(tiling, RowTiling):
         return lambda frame, read, sink: MappingStage(stage, tiling, lanes, sink.compute)
+    if isinstance(stage, Convolution) and problem.factor is not None and isinstance(tiling, DenseTiling):
+        return _factors_maker(problem, problem.factor, stage, tiling, arguments)
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, DenseTiling | LaneTiling):
         return _convolution_maker(anchor, stage, tiling, arguments, turn_rows)
     if isinstance(stage, Convolution) and anchor is not None and isinstance(tiling, StrassenTiling):
         return _product_maker(anchor, stage, tiling, arguments, problem.epilogue_cost)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
         return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
-    if isinstance(stage, Normalization) and isinstance(tiling, RowTiling) and anchor is not None:
-        norm = ops.LayerNorm.of(anchor)
-        gain = arguments.constant("gain", arguments.array(norm.weight)) if norm.weight is not None else ""
-        shift = arguments.constant("shift", arguments.array(norm.bias)) if norm.bias is not None else ""
-        return lambda frame, read, sink: NormalizationStage(
-            stage, tiling, lanes, read, frame.buffers.get(gain), frame.buffers.get(shift), sink.finish
-        )
+    if isinstance(stage, Normalization) and anchor is not None and isinstance(tiling, RowTiling):
+        return _normalization_maker(anchor, stage, tiling, arguments)
     raise VerificationError(
         "A tiling does not fit its stage", why=f"{type(tiling).__name__} for {type(stage).__name__}"
     )
@@ -289,6 +287,35 @@ def _convolution_maker(
         if isinstance(tiling, LaneTiling):
             return lanewise.LanewiseStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish)
         return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, turn_rows)
+
+    return make
+
+
+def _normalization_maker(
+    anchor: fx.Node, stage: Normalization, tiling: RowTiling, arguments: _Arguments
+) -> _StageMaker:
+    """The same for a layer normalisation or a softmax."""
+    lanes = arguments.lanes
+    if isinstance(stage, Softmax):
+        return lambda frame, read, sink: SoftmaxStage(stage, tiling, lanes, read, sink.finish)
+    norm = ops.LayerNorm.of(anchor)
+    gain = arguments.constant("gain", arguments.array(norm.weight)) if norm.weight is not None else ""
+    shift = arguments.constant("shift", arguments.array(norm.bias)) if norm.bias is not None else ""
+    return lambda frame, read, sink: NormalizationStage(
+        stage, tiling, lanes, read, sink.finish, frame.buffers.get(gain), frame.buffers.get(shift)
+    )
+
+
+def _factors_maker(
+    problem: Problem, factor: fx.Node, stage: Convolution, tiling: DenseTiling, arguments: _Arguments
+) -> _StageMaker:
+    """The same for a product of two tensors, the right one of which is read where it lies."""
+    extents = (stage.batch, stage.out_height, stage.in_channels, stage.out_channels)
+    name = arguments.tensor(factor, problem.factor_strides, extents)
+
+    def make(frame: Frame, read: Operand, sink: _Sink) -> RowStage:
+        right = Operand(frame.buffers[name], problem.factor_strides)
+        return dense.DenseStage(stage, tiling, read, None, None, sink.finish, factor=right)
 
     return make
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
 from sepc.ir import ops
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.region import computations, result, returned, row_means
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax, Stage
 
 Strides = tuple[int, ...]
 ROW_MEANS_COST = 2
@@ -41,6 +41,8 @@ class Problem:
         operands: strides over the iteration space of every other tensor that the region reads elementwise.
         result: strides of the region's result over the iteration space.
         row_means: strides over it of the means of the result over each row; empty where there are none.
+        factor: the right factor of a product of two tensors, which stands where a convolution has its weights.
+        factor_strides: its strides over (batch, row, input channel, output channel).
     """
 
     stage: Stage
@@ -51,6 +53,8 @@ class Problem:
     operands: Mapping[fx.Node, Strides]
     result: Strides
     row_means: Strides = ()
+    factor: fx.Node | None = field(default=None, kw_only=True)
+    factor_strides: Strides = field(default=(), kw_only=True)
 
     @property
     def may_mix_pixels(self) -> bool:
@@ -58,7 +62,8 @@ class Problem:
 
         Rounding errors and what is not finite spread from one to the other, which different images must not see.
         """
-        return self.anchor is not None and ops.shape(self.anchor)[0] == 1 and not self.row_means
+        of_one_image = self.anchor is not None and ops.shape(self.anchor)[0] == 1
+        return of_one_image and not self.row_means and self.factor is None
 
     @property
     def epilogue_cost(self) -> int:
@@ -102,9 +107,51 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_
         for node, own in zip(returned(region), result_strides, strict=True)
     ]
     tensor = None if anchor is None else unpadded(anchor.all_input_nodes[0])
+    if anchor is not None and ops.Product.matches(anchor):
+        return product_problem(anchor, epilogue, strides, operands, written)
     source = () if tensor is None else _source(anchor, tensor, stage, strides)
     problem = Problem(stage, anchor, tensor, epilogue, source, operands, *written)
     return _merge(problem, extents)
+
+
+def product_problem(
+    anchor: fx.Node,
+    epilogue: tuple[fx.Node, ...],
+    strides: Mapping[fx.Node, Strides],
+    operands: Mapping[fx.Node, Strides],
+    written: Sequence[Strides],
+) -> Problem:
+    """The loop nest of a product of two tensors: a linear layer per matrix, over (batch, row, column, channel).
+
+    `operands` and `written` are strides over the dimensions of its result. Leading dimensions along which all tensors
+    advance alike are merged; batch and row can stand for two. Raises UnsupportedRegionError where there remain more.
+    """
+    product, shape = ops.Product.of(anchor), ops.shape(anchor)
+    rank = len(shape)
+
+    def spread(tensor: fx.Node) -> Strides:
+        own, sizes = strides_of(tensor, strides), ops.shape(tensor)
+        leading = (0 if size == 1 else stride for size, stride in zip(sizes[:-2], own[:-2], strict=True))
+        return (0,) * (rank - len(sizes)) + (*leading, *own[-2:])
+
+    left, right = spread(product.left), spread(product.right)
+    tensors = [left, right, *written, *operands.values()]
+    merged, rows = _collapse(shape[:-2], [tensor[:-2] for tensor in tensors])
+    if len(merged) > 2:
+        raise UnsupportedRegionError("its factors advance differently along too many dimensions")
+    batch, height = (*merged, 1, 1)[:2]
+    space = [(*row, 0, 0)[:2] + tensor[-2:] for row, tensor in zip(rows, tensors, strict=True)]
+    inner = ops.shape(product.left)[-1]
+    stage = Convolution(batch, height, shape[-2], height, shape[-2], inner, shape[-1])
+    results, others = space[2 : 2 + len(written)], space[2 + len(written) :]
+    own_operands = dict(zip(operands, others, strict=True))
+    problem = Problem(stage, anchor, product.left, epilogue, space[0], own_operands, *results)
+    return replace(problem, factor=product.right, factor_strides=space[1])
+
+
+def strides_of(node: fx.Node, strides: Mapping[fx.Node, Strides]) -> Strides:
+    """The strides of what a region reads: as given, or as constants are stored."""
+    return contiguous_strides(ops.shape(node)) if node.op == "get_attr" else strides[node]
 
 
 def anchor_of(region: fx.GraphModule) -> tuple[fx.Node, tuple[fx.Node, ...]]:
@@ -149,6 +196,8 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
             along = sorted(along, key=lambda dim: full[0][dim], reverse=True)
     place = {dim: index for index, dim in enumerate(along)}
     final = all_axes.get(result(region), axes)
+    if ops.Product.matches(first) and final[-1] == len(extents) - 1:
+        return tuple(range(len(final)))  # Vectors are stored along the last dimension; the others may lie as they like.
     return tuple(sorted(range(len(final)), key=lambda dim: place[final[dim]]))
 
 
@@ -163,6 +212,12 @@ def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], t
         inputs, outputs = ops.shape(linear.weight)[1], shape[-1]
         pixels = math.prod(shape[:-1])
         return shape, plain, Convolution(1, 1, pixels, 1, pixels, inputs, outputs)
+    if ops.Product.matches(anchor):
+        inner = ops.shape(ops.Product.of(anchor).left)[-1]
+        pixels = math.prod(shape[:-1])
+        return shape, plain, Convolution(1, 1, pixels, 1, pixels, inner, shape[-1])
+    if ops.Softmax.matches(anchor):
+        return shape, plain, Softmax((1, 1, math.prod(shape[:-1]), shape[-1]))
     if ops.LayerNorm.matches(anchor):
         norm = ops.LayerNorm.of(anchor)
         if len(norm.normalized_shape) != 1:
@@ -264,7 +319,7 @@ def operand_strides(
             if argument in all_axes:
                 continue
             shape = ops.shape(argument)
-            own = contiguous_strides(shape) if argument.op == "get_attr" else strides[argument]
+            own = strides_of(argument, strides)
             spread = spread_strides(known, own, shape, rank)
             if operands.setdefault(argument, spread) != spread:
                 raise UnsupportedRegionError(f"{argument.name} is read in two different orders")

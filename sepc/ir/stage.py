@@ -247,6 +247,13 @@ class Normalization(_PerPixel):
 
 
 @dataclass(frozen=True)
+class Softmax(Normalization):
+    """Softmax over the contiguous channels of `extents`: passes over each row, as a layer normalisation takes them."""
+
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
 class Map(_PerPixel):
     """An elementwise expression, or a copy, over an iteration space of `extents`, outermost first.
 

@@ -186,6 +186,40 @@ def test_what_takes_computing_is_folded_even_if_it_is_larger_than_what_it_is_mad
     assert any("the constant would have 160000 bytes" in note.message for note in context.notes)
 
 
+def attention(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Over 4 tokens of 2 images; stored with the heads behind the tokens, as the operator does."""
+    q, k, v = x.reshape(2, 4, 4, 16).permute(0, 2, 1, 3).mul(torch.ones(3, 1, 1, 1, 1)).unbind(0)
+    return functional.scaled_dot_product_attention(q, k, v, **options)
+
+
+def test_attention_becomes_products_and_a_softmax() -> None:
+    module, _ = run(attention)
+    assert Counter(operators(module))["matmul.default"] == 2
+    assert "softmax.int" in operators(module)
+    module, _ = run(lambda self, x: attention(self, x, attn_mask=self.vector.expand(4, 4), scale=0.5).relu())
+    assert "scaled_dot_product_attention.default" not in operators(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"is_causal": True}, "its mask is causal"),
+        ({"attn_mask": torch.ones(4, 4, dtype=torch.bool)}, "its mask is not added"),
+        ({"enable_gqa": True}, "its heads share keys"),
+    ],
+)
+def test_other_attention_stays_whole(options: dict[str, Any], reason: str) -> None:
+    module, context = run(lambda self, x: attention(self, x, **options))
+    assert "scaled_dot_product_attention.default" in operators(module)
+    assert reason in {note.message for note in context.notes}
+
+
+def test_attention_over_one_matrix_stays_whole() -> None:
+    module, context = run(lambda self, x: functional.scaled_dot_product_attention(x[0, 0], x[0, 1], x[0, 2]))
+    assert operators(module).count("scaled_dot_product_attention.default") == 1
+    assert "it is one matrix" in {note.message for note in context.notes}
+
+
 def test_assertions_are_dropped() -> None:
     module = capture(nn.ReLU(), (X,)).graph_module
     (placeholder,) = module.graph.find_nodes(op="placeholder")

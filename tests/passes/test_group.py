@@ -203,7 +203,8 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: x + self.linear(self.rows).sum(), "linear.* of a constant"),
         (lambda self, x: x.mean(1), r"mean.* over dimensions \(1,\) of 4"),
         (lambda self, x: x.mean((2, 3)), r"mean.* over dimensions \(2, 3\) of 4"),
-        (lambda self, x: x.softmax(1), "no stage for aten.softmax"),
+        (lambda self, x: x.softmax(1), "softmax.* over dimension 1 of 4"),
+        (lambda self, x: x[0, 0] @ x[0, 0, 0], "matmul.* with a vector"),
         (lambda self, x: x.topk(2).values, "topk.* has several results"),
         (lambda self, x: torch.cat([x.long(), x.long()]), "cat.* on torch.int64: our stages compute in float32"),
         (lambda self, x: functional.max_pool2d(x.double(), 2), "on torch.float64: our stages compute in float32"),
@@ -225,8 +226,9 @@ def test_an_operator_without_a_stage_says_why(function: Callable[..., Any], reas
 def test_the_reason_is_in_the_region_and_in_the_notes() -> None:
     module, context = passes_until("group", Function(lambda self, x: x.softmax(1)), X)
     ((node, _),) = region.regions(module)
-    assert region.info(node) == region.RegionInfo("other", "torch", "no stage for aten.softmax.int")
-    assert [note.message for note in context.notes if note.pass_name == "group"] == ["no stage for aten.softmax.int"]
+    reason = "aten.softmax.int over dimension 1 of 4"
+    assert region.info(node) == region.RegionInfo("other", "torch", reason)
+    assert [note.message for note in context.notes if note.pass_name == "group"] == [reason]
 
 
 def test_views_and_getitems_stay_outside() -> None:

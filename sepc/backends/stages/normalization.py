@@ -8,6 +8,7 @@ squares, would lose digits.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,19 +22,19 @@ from sepc.cost_model.tiling import RowTiling
 from sepc.ir.stage import Normalization, ceil_div, split_lanes
 
 # Partial sums kept per row: enough to hide the latency of the additions.
-_PARTIAL_SUMS = 4
+PARTIAL_SUMS = 4
 
 
 @dataclass(frozen=True)
-class NormalizationStage:
-    """Emits a layer normalisation; `source` and the sink's positions are over (batch, row, column, channel)."""
+class RowwiseStage(ABC):
+    """What normalises the channels of every pixel; `source` and the sink's positions are over (batch, row, column,
+    channel).
+    """
 
     normalization: Normalization
     tiling: RowTiling
     lanes: int
     source: Operand
-    gain: Expr | None
-    shift: Expr | None
     sink: Sink
 
     def emit(self, frame: Frame) -> None:
@@ -48,6 +49,52 @@ class NormalizationStage:
         """The rows of pixels from `first` on and before `stop`."""
         with T.serial(first, stop) as row, loop(self.normalization.out_width) as column:
             self._pixel(batch, row, column)
+
+    @abstractmethod
+    def _pixel(self, batch: Index, row: Index, column: Index) -> None:
+        """The channels of one pixel."""
+
+    def _reduce(self, pixel: Sequence[Index], transform: Callable[[Expr], Expr]) -> Expr:
+        """The sum of `transform` over the channels of `pixel`, as a scalar."""
+        partial = [Accumulator(self.lanes) for _ in range(PARTIAL_SUMS)]
+        for register in partial:
+            register.set(constant(0, self.lanes))
+        rest = Accumulator(1)
+        rest.set(constant(0, 1))
+
+        def add(channel: Index, lanes: int, turn: int) -> None:
+            value = transform(T.Bind(self.source.load((*pixel, channel), lanes)))
+            if lanes == self.lanes:
+                partial[turn].set(partial[turn].value + value)
+                return
+            narrow = Accumulator(lanes)
+            narrow.set(value)
+            rest.set(rest.value + narrow.sum())
+
+        self._for_each_vector(add)
+        for register in partial[1:]:
+            partial[0].set(partial[0].value + register.value)
+        return T.Bind(rest.value + partial[0].sum())
+
+    def _for_each_vector(self, body: Callable[[Index, int, int], None]) -> None:
+        """Call `body(first channel, lanes, turn)` for all channel vectors; turns rotate through the partial sums."""
+        channels, stride = self.normalization.channels, self.lanes * PARTIAL_SUMS
+        if channels >= stride:
+            with loop(channels // stride) as index:
+                for turn in range(PARTIAL_SUMS):
+                    body(index * stride + turn * self.lanes, self.lanes, turn)
+        channel = channels // stride * stride
+        for turn, lanes in enumerate(split_lanes(channels - channel, self.lanes)):
+            body(channel, lanes, min(turn, PARTIAL_SUMS - 1))
+            channel += lanes
+
+
+@dataclass(frozen=True)
+class NormalizationStage(RowwiseStage):
+    """Emits a layer normalisation."""
+
+    gain: Expr | None
+    shift: Expr | None
 
     def _pixel(self, batch: Index, row: Index, column: Index) -> None:
         pixel = (batch, row, column)
@@ -72,37 +119,3 @@ class NormalizationStage:
             self.sink((batch, row, column, channel), y)
 
         self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))
-
-    def _reduce(self, pixel: Sequence[Index], transform: Callable[[Expr], Expr]) -> Expr:
-        """The sum of `transform` over the channels of `pixel`, as a scalar."""
-        partial = [Accumulator(self.lanes) for _ in range(_PARTIAL_SUMS)]
-        for register in partial:
-            register.set(constant(0, self.lanes))
-        rest = Accumulator(1)
-        rest.set(constant(0, 1))
-
-        def add(channel: Index, lanes: int, turn: int) -> None:
-            value = transform(T.Bind(self.source.load((*pixel, channel), lanes)))
-            if lanes == self.lanes:
-                partial[turn].set(partial[turn].value + value)
-                return
-            narrow = Accumulator(lanes)
-            narrow.set(value)
-            rest.set(rest.value + narrow.sum())
-
-        self._for_each_vector(add)
-        for register in partial[1:]:
-            partial[0].set(partial[0].value + register.value)
-        return T.Bind(rest.value + partial[0].sum())
-
-    def _for_each_vector(self, body: Callable[[Index, int, int], None]) -> None:
-        """Call `body(first channel, lanes, turn)` for all channel vectors; turns rotate through the partial sums."""
-        channels, stride = self.normalization.channels, self.lanes * _PARTIAL_SUMS
-        if channels >= stride:
-            with loop(channels // stride) as index:
-                for turn in range(_PARTIAL_SUMS):
-                    body(index * stride + turn * self.lanes, self.lanes, turn)
-        channel = channels // stride * stride
-        for turn, lanes in enumerate(split_lanes(channels - channel, self.lanes)):
-            body(channel, lanes, min(turn, _PARTIAL_SUMS - 1))
-            channel += lanes
