@@ -11,6 +11,7 @@ file in `sepc.passes.rules` states its own.
     pow(x, 2), pow(x, 0.5), …                    → square(x), sqrt(x), …                             elementwise
     split, chunk, BN, layer norm + getitem       → an operator of one result                         results
     average over all pixels                      → mean(x, [2, 3], keepdim=True)                     pooling
+    new_zeros, ones_like, … of any tensor        → full(size, value)                                 creation
     scaled_dot_product_attention                 → products and a softmax                            attention
     convolution, "same", zero padding before it  → conv1d/2d/3d with numbers                         convolutions
 
@@ -29,6 +30,7 @@ from sepc.passes.fold_constants import ConstantFolder
 from sepc.passes.manager import PassContext, Rule
 from sepc.passes.rules.attention import AttentionInParts
 from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, NumericConv
+from sepc.passes.rules.creation import AsFull
 from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP, AS_ROOT_OR_SQUARE
 from sepc.passes.rules.no_ops import DropNoOp
 from sepc.passes.rules.pooling import GlobalMean
@@ -48,6 +50,7 @@ RULES: tuple[Rule[Any], ...] = (
     AS_ONE_RESULT,
     GlobalMean(),
     AttentionInParts(),
+    AsFull(),
     NumericConv(),
     AS_PADDED_CONV,
 )

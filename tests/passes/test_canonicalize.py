@@ -132,6 +132,19 @@ def test_padding_is_given_in_numbers() -> None:
     assert Conv.of(node).padding == (4, 3)
 
 
+def test_what_is_made_like_a_tensor_depends_on_its_shape_only() -> None:
+    def mask(self: Function, x: torch.Tensor) -> torch.Tensor:
+        windows = x.new_zeros(8, 8)
+        windows[:4, 2:] = 3
+        differ = (windows[:, None] - windows[:, :, None]) != 0
+        penalty = torch.zeros_like(windows).masked_fill(differ[..., 0].new_full((8, 8), True), -100.0)
+        return x + penalty + x.new_full((8,), 0.5) * torch.ones_like(x) + torch.full_like(x, 2)
+
+    assert operators(run(mask)[0]) == ["add.Tensor"] * 3
+    channels_last = X.to(memory_format=torch.channels_last)
+    assert "ones_like.default" in operators(run(lambda self, x: x + torch.ones_like(x).cumsum(1), channels_last)[0])
+
+
 def test_random_operators_are_not_folded() -> None:
     module = capture(Function(lambda self, x: x + torch.rand(4, 1, 1)), (X,)).graph_module
     Canonicalize().run(module, PassContext())
