@@ -362,12 +362,15 @@ def _merge_pixels(problem: Problem, pixels: Sequence[int]) -> Problem:
     stage = problem.stage
     tensors = [problem.result, *problem.operands.values(), problem.source]
     merged, rows = _collapse(pixels, [strides[:-1] for strides in tensors])
-    if len(merged) > (1 if isinstance(stage, Normalization) else 3):
+    if len(merged) > 3 and not isinstance(stage, Normalization):
         raise UnsupportedRegionError("its tensors advance differently along too many dimensions")
-    padding = 3 - len(merged)
-    batch, height, width = (1,) * padding + tuple(merged)
+    padding = max(0, 3 - len(merged))
+    leading = (1,) * padding + tuple(merged)
     spread = [(0,) * padding + row + (strides[-1],) for row, strides in zip(rows, tensors, strict=True)]
+    if isinstance(stage, Normalization):
+        stage = replace(stage, extents=(*leading, stage.channels))
     if isinstance(stage, Convolution):
+        batch, height, width = leading
         stage = replace(stage, batch=batch, in_height=height, out_height=height, in_width=width, out_width=width)
     operands = dict(zip(problem.operands, spread[1:-1], strict=True))
     return replace(problem, stage=stage, source=spread[-1], operands=operands, result=spread[0])

@@ -225,9 +225,9 @@ class _PerPixel:
 
 @dataclass(frozen=True)
 class Normalization(_PerPixel):
-    """Layer normalisation over the contiguous channels of `extents`, which are (batch, height, width, channels)."""
+    """Layer normalisation over contiguous channels, the last of `extents`: (…, batch, height, width, channels)."""
 
-    extents: tuple[int, int, int, int]
+    extents: tuple[int, ...]
     epsilon: float
 
     @property

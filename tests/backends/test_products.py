@@ -110,6 +110,14 @@ def test_softmax_of_what_is_no_number_is_none() -> None:
     torch.testing.assert_close(result[3], model(x)[3])
 
 
+def test_rows_may_lie_anywhere() -> None:
+    x = random(2, 3, 4, 5, 6, 20)
+    assert check(lambda self, x: x.permute(4, 0, 3, 2, 1, 5).softmax(-1), x) == ["normalization"]
+    assert check(lambda self, x: x.permute(0, 2, 1, 3, 4, 5).softmax(-1) * 2, x) == ["normalization"]
+    norm = nn.LayerNorm(20, elementwise_affine=False)
+    assert check(lambda self, x: self.norm(x.permute(1, 3, 0, 2, 4, 5)), x, norm=norm) == ["normalization"]
+
+
 def test_softmax_over_another_dimension_is_no_stage_of_ours() -> None:
     x = random(2, 6, 5)
     compiled = sepc.compile(Function(lambda self, x: x.softmax(1)).eval(), example_inputs=(x,))

@@ -34,7 +34,7 @@ from sepc.backends.stages.vector import (
 from sepc.cost_model.tiling import DenseTiling
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
-Position = tuple[Index, Index, Index, Index]  # batch, row, column, first channel
+Position = tuple[Index, ...]  # batch, row, column, first channel
 # How far ahead of its use a packed weight is fetched where only one block reads it. Weights of a whole network stream
 # from the last level or DRAM, and hardware prefetchers stop at each 4 KiB page. Measured on a Zen 5 core with cold
 # weights, 49×160→960: 175 GFLOP/s without, 217 with 4 KiB, 227 with 8 and with 16 KiB.

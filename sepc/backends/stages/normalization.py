@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Sink
-from sepc.backends.stages.kernel import Frame, loop, tile_span
+from sepc.backends.stages.dense import Position, Sink
+from sepc.backends.stages.kernel import Frame, coordinates, loop, tile_span
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
 from sepc.cost_model.tiling import RowTiling
 from sepc.ir.stage import Normalization, ceil_div, split_lanes
@@ -42,16 +42,15 @@ class RowwiseStage(ABC):
         norm = self.normalization
         tiles = ceil_div(norm.pixels, self.tiling.rows)
         with frame.tasks((tiles,)) as (tile,), loop(tile_span(tile, self.tiling.rows, norm.pixels, tiles)) as pixel:
-            # By itself, it is one row of pixels: `sepc.ir.problem` merges them.
-            self._pixel(0, 0, tile * self.tiling.rows + pixel)
+            self._pixel(coordinates(tile * self.tiling.rows + pixel, norm.extents[:-1]))
 
     def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
         """The rows of pixels from `first` on and before `stop`."""
         with T.serial(first, stop) as row, loop(self.normalization.out_width) as column:
-            self._pixel(batch, row, column)
+            self._pixel((batch, row, column))
 
     @abstractmethod
-    def _pixel(self, batch: Index, row: Index, column: Index) -> None:
+    def _pixel(self, pixel: Position) -> None:
         """The channels of one pixel."""
 
     def _reduce(self, pixel: Sequence[Index], transform: Callable[[Expr], Expr]) -> Expr:
@@ -96,8 +95,7 @@ class NormalizationStage(RowwiseStage):
     gain: Expr | None
     shift: Expr | None
 
-    def _pixel(self, batch: Index, row: Index, column: Index) -> None:
-        pixel = (batch, row, column)
+    def _pixel(self, pixel: Position) -> None:
         norm = self.normalization
         scale = tirx.const(1.0 / norm.channels, "float32")
         mean = T.Bind(self._reduce(pixel, lambda x: x) * scale)
@@ -116,6 +114,6 @@ class NormalizationStage(RowwiseStage):
                 y = y * self.gain[ramp(channel, lanes)]
             if self.shift is not None:
                 y = y + self.shift[ramp(channel, lanes)]
-            self.sink((batch, row, column, channel), y)
+            self.sink((*pixel, channel), y)
 
         self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))

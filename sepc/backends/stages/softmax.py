@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from sepc.backends.stages.dense import Position
 from sepc.backends.stages.math import exp
 from sepc.backends.stages.normalization import PARTIAL_SUMS, RowwiseStage
 from sepc.backends.stages.vector import Accumulator, Expr, Index, broadcast, constant, lanes_of
@@ -24,8 +25,7 @@ _LOWEST = float("-inf")
 class SoftmaxStage(RowwiseStage):
     """Emits a softmax."""
 
-    def _pixel(self, batch: Index, row: Index, column: Index) -> None:
-        pixel = (batch, row, column)
+    def _pixel(self, pixel: Position) -> None:
         largest = self._largest(pixel)
 
         def power(x: Expr) -> Expr:
@@ -39,7 +39,7 @@ class SoftmaxStage(RowwiseStage):
 
         self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))
 
-    def _largest(self, pixel: tuple[Index, ...]) -> Expr:
+    def _largest(self, pixel: Position) -> Expr:
         """The largest channel of `pixel`, as a scalar. One that is not a number may be left out: it spoils the sum."""
         registers = [Accumulator(self.lanes) for _ in range(PARTIAL_SUMS)]
         for register in registers:
