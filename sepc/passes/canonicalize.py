@@ -9,6 +9,7 @@ file in `sepc.passes.rules` states its own.
     relu6, hardtanh, clamp_min, clamp_max        → clamp(x, low, high); clamp(x, 0) → relu           elementwise
     add, sub, mul, div of a number or constant   → .Tensor overload, the number or constant second   elementwise
     pow(x, 2), pow(x, 0.5), …                    → square(x), sqrt(x), …                             elementwise
+    addcmul(x, y, z)                             → add(mul(y, z), x)                                 elementwise
     split, chunk, BN, layer norm + getitem       → an operator of one result                         results
     average over all pixels                      → mean(x, [2, 3], keepdim=True)                     pooling
     new_zeros, ones_like, … of any tensor        → full(size, value)                                 creation
@@ -31,7 +32,7 @@ from sepc.passes.manager import PassContext, Rule
 from sepc.passes.rules.attention import AttentionInParts
 from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, NumericConv
 from sepc.passes.rules.creation import AsFull
-from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP, AS_ROOT_OR_SQUARE
+from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP, AS_ROOT_OR_SQUARE, AsProductAndSum
 from sepc.passes.rules.no_ops import DropNoOp
 from sepc.passes.rules.pooling import GlobalMean
 from sepc.passes.rules.results import AS_ONE_RESULT, AS_SELECTION, AS_SLICE
@@ -44,6 +45,7 @@ RULES: tuple[Rule[Any], ...] = (
     AS_CLAMP,
     AS_BINARY,
     AS_ROOT_OR_SQUARE,
+    AsProductAndSum(),
     AS_CONSTANT_PAD,
     AS_SLICE,
     AS_SELECTION,

@@ -66,6 +66,9 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
         (lambda self, x: (x.view(2, 4, 8, 8)[:, :, :, :] * 1 + 0).relu(), ["relu.default"]),
         (lambda self, x: torch.cat([functional.pad(x, (0, 0))]).permute(0, 1, 2, 3).relu(), ["relu.default"]),
         (lambda self, x: x.expand(2, 4, 8, 8).relu(), ["relu.default"]),
+        # products and sums
+        (lambda self, x: torch.addcmul(self.vector[0], x, x), ["mul.Tensor", "add.Tensor"]),
+        (lambda self, x: torch.addcmul(x, x, x, value=2), ["mul.Tensor", "mul.Tensor", "add.Tensor"]),
         # clamps
         (lambda self, x: functional.relu6(x), ["clamp.default"]),
         (lambda self, x: functional.hardtanh(x, -2.0, 3.0), ["clamp.default"]),
