@@ -114,6 +114,7 @@ def test_rows_may_lie_anywhere() -> None:
     x = random(2, 3, 4, 5, 6, 20)
     assert check(lambda self, x: x.permute(4, 0, 3, 2, 1, 5).softmax(-1), x) == ["normalization"]
     assert check(lambda self, x: x.permute(0, 2, 1, 3, 4, 5).softmax(-1) * 2, x) == ["normalization"]
+    assert check(lambda self, x: x[:, :, :, 1:, :3].softmax(-1), x) == ["normalization"]
     norm = nn.LayerNorm(20, elementwise_affine=False)
     assert check(lambda self, x: self.norm(x.permute(1, 3, 0, 2, 4, 5)), x, norm=norm) == ["normalization"]
 
