@@ -21,16 +21,25 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 SEED = 2024
+NEXT_TO_NOTHING = 1e-3
 DEFAULT_SIZE = 224
-_DEFAULT_SIZES = {"xception41": 299, "edgenext_small": 256}
+TORCHVISION = "torchvision/"
 _TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 _REPARAMETRISED = ("mobileone_",)
 _CALIBRATION_BATCH = 2
 
 
 def default_size(name: str) -> int:
-    """Side in pixels of the square image on which model `name` is measured unless a size is asked for."""
-    return _DEFAULT_SIZES.get(name, DEFAULT_SIZE)
+    """Side in pixels of the square image on which model `name` is measured unless a size is asked for.
+
+    It is the size for which the authors of a timm model made it, as xception41 is for 299; some accept no other.
+    """
+    if _in_torchvision(name):
+        return DEFAULT_SIZE
+    from timm.models import get_pretrained_cfg
+
+    configuration = get_pretrained_cfg(name, allow_unregistered=False)
+    return int(configuration.input_size[-1]) if configuration is not None else DEFAULT_SIZE
 
 
 def load(name: str, size: int | None = None, batch: int = 1) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -39,7 +48,7 @@ def load(name: str, size: int | None = None, batch: int = 1) -> tuple[nn.Module,
     The parameters depend on `name` alone, so the same model can be tried at several sizes and batches.
 
     Args:
-        name: a timm model, or one of torchvision's segmentation models.
+        name: a timm model, one of torchvision's as "torchvision/<name>", or a segmentation model of torchvision.
         size: side of the square input in pixels; by default `default_size(name)`.
         batch: number of images.
 
@@ -72,13 +81,36 @@ def images(size: int, batch: int, generator: torch.Generator) -> torch.Tensor:
 
 def _create(name: str) -> nn.Module:
     """The bare architecture; nothing is downloaded."""
-    if name in _TORCHVISION_SEGMENTATION:
-        from torchvision.models import get_model
-
-        return cast("nn.Module", get_model(name, weights=None, weights_backbone=None))
+    if _in_torchvision(name):
+        return _from_torchvision(name.removeprefix(TORCHVISION))
     import timm
 
     return timm.create_model(name, pretrained=False)
+
+
+def _in_torchvision(name: str) -> bool:
+    return name.startswith(TORCHVISION) or name in _TORCHVISION_SEGMENTATION
+
+
+def _from_torchvision(name: str) -> nn.Module:
+    from torchvision.models import detection, get_model, list_models, segmentation
+
+    is_detector = name in list_models(module=detection)
+    with_backbone = is_detector or name in list_models(module=segmentation)
+    model = get_model(name, weights=None, **({"weights_backbone": None} if with_backbone else {}))
+    return Detector(model) if is_detector else cast("nn.Module", model)
+
+
+class Detector(nn.Module):
+    """One of torchvision's detectors, which take a list of images, as a function of one tensor of images."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """What the detector finds in each of `images` [batch, 3, height, width]."""
+        return self.detector(list(images))
 
 
 def _reparametrised(model: nn.Module) -> nn.Module:
@@ -89,7 +121,10 @@ def _reparametrised(model: nn.Module) -> nn.Module:
 
 
 def _draw_parameters(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw scales from [0.5, 1.5], shifts from a normal distribution; large weights keep their initialisation."""
+    """Draw scales from [0.5, 1.5], shifts from a normal distribution; large weights keep their initialisation.
+
+    Unless that is next to nothing, as in the classifiers of mixers and in tables of relative positions.
+    """
     for module in model.modules():
         is_product = isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
         for name, parameter in module.named_parameters(recurse=False):
@@ -98,6 +133,10 @@ def _draw_parameters(model: nn.Module, generator: torch.Generator) -> None:
             elif not is_product and parameter.numel() == max(parameter.shape, default=1):
                 # Norm weights, layer scales, gates: vectors, perhaps with broadcast dimensions of size one.
                 parameter.data.uniform_(0.5, 1.5, generator=generator)
+            else:
+                usual = (parameter.numel() / parameter.shape[0]) ** -0.5 if is_product else 0.1
+                if parameter.square().mean().sqrt() < NEXT_TO_NOTHING * usual:
+                    parameter.data.normal_(0.0, usual, generator=generator)
 
 
 def _draw_batch_norm_statistics(model: nn.Module, sample: torch.Tensor, generator: torch.Generator) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.cost_model.kernels import declarations
+from sepc.backends.arguments import Result, Scratch
 from sepc.backends.build import compile_objects
-from sepc.backends.regions import LoweredKernel, Result, Scratch
+from sepc.backends.regions import LoweredKernel
 from sepc.c_compiler import c_compiler
 from sepc.passes.plan_memory import GAP_BYTES
 from sepc.target import Target

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import fx
 
 from sepc.backends import generic
-from sepc.backends.regions import Argument, LoweredKernel, Result, Scratch, lower, lower_chain, lower_concatenation
+from sepc.backends.arguments import Argument, Result, Scratch
+from sepc.backends.regions import LoweredKernel, lower, lower_chain, lower_concatenation
 from sepc.backends.stages.vector import Expr
 from sepc.cost_model.tiling import ChainTiling, RowTiling
 from sepc.errors import VerificationError

@@ -15,17 +15,9 @@ from typing import Final
 from torch import fx
 
 from sepc.ir import ops
+from sepc.ir.anchors import UnsupportedRegionError, anchor_space, channel_axes, unpadded
 from sepc.ir.phases import Interleaved
-from sepc.ir.problem import (
-    Problem,
-    Strides,
-    UnsupportedRegionError,
-    anchor_space,
-    channel_axes,
-    operand_strides,
-    spread_strides,
-    unpadded,
-)
+from sepc.ir.problem import Problem, Strides, operand_strides, spread_strides
 from sepc.ir.region import computations, returned, row_means
 from sepc.ir.stage import Chain, Convolution, Map, Normalization, Pooling, Stage
 

@@ -264,6 +264,36 @@ class LayerNorm(Accessor):
         return cls(named["input"], tuple(named["normalized_shape"]), named["weight"], named["bias"], named["eps"])
 
 
+@dataclass(frozen=True)
+class Softmax(Accessor):
+    """Softmax of `input` over its dimension `dim`, which is not negative."""
+
+    targets = (aten.softmax.int, aten._softmax.default)
+    input: fx.Node
+    dim: int
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """Read `node`; raises VerificationError if it calls another operator."""
+        named = cls.arguments(node)
+        return cls(named["self"], named["dim"] % max(1, len(shape(node))))
+
+
+@dataclass(frozen=True)
+class Product(Accessor):
+    """A matrix product of two tensors, [..., M, K] and [..., K, N], whose leading dimensions broadcast."""
+
+    targets = (aten.matmul.default, aten.bmm.default, aten.mm.default)
+    left: fx.Node
+    right: fx.Node
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """Read `node`; raises VerificationError if it calls another operator."""
+        named = cls.arguments(node)
+        return cls(named["self"], named["other" if "other" in named else "mat2"])
+
+
 PoolKind = Literal["max", "avg", "adaptive_avg"]
 
 

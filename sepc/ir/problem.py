@@ -9,27 +9,21 @@ layer sees one long row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
 from sepc.ir import ops
+from sepc.ir.anchors import UnsupportedRegionError, anchor_of, anchor_space, channel_axes, unpadded
 from sepc.ir.elementwise import OPERATIONS, instructions
-from sepc.ir.phases import Axis, Interleaved, interleave
-from sepc.ir.region import computations, result, returned, row_means
-from sepc.ir.stage import Convolution, Depth, Map, Mixing, Normalization, Pooling, Stage
+from sepc.ir.phases import Interleaved
+from sepc.ir.region import result, returned
+from sepc.ir.stage import Convolution, Map, Mixing, Normalization, Stage
 
 Strides = tuple[int, ...]
-IMAGE_RANKS = (3, 4, 5)
-"""Dimensions of what convolutions and poolings work on, batch and channels included."""
 ROW_MEANS_COST = 2
 """Vector instructions per vector of results that adding to the means over its row takes."""
-
-
-class UnsupportedRegionError(Exception):
-    """A region that no stage of ours covers; its message is the reason. Callers fall back, users never see it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,8 @@ class Problem:
         operands: strides over the iteration space of every other tensor that the region reads elementwise.
         result: strides of the region's result over the iteration space.
         row_means: strides over it of the means of the result over each row; empty where there are none.
+        factor: the right factor of a product of two tensors, which stands where a convolution has its weights.
+        factor_strides: its strides over (batch, row, input channel, output channel).
     """
 
     stage: Stage | Interleaved
@@ -55,6 +51,8 @@ class Problem:
     operands: Mapping[fx.Node, Strides]
     result: Strides
     row_means: Strides = ()
+    factor: fx.Node | None = field(default=None, kw_only=True)
+    factor_strides: Strides = field(default=(), kw_only=True)
 
     @property
     def link(self) -> Stage:
@@ -68,7 +66,7 @@ class Problem:
         """What may be mixed: pixels of one image, of several only those of a tile, and none that are gathered in means,
         which takes whole rows in order.
         """
-        if self.anchor is None or self.row_means:
+        if self.anchor is None or self.row_means or self.factor is not None:
             return "nothing"
         return "pixels" if ops.shape(self.anchor)[0] == 1 else "tiles"
 
@@ -93,14 +91,6 @@ def channels_last_order(rank: int) -> tuple[int, ...]:
     return (0, *range(2, rank), 1)
 
 
-def channel_axes(rank: int) -> tuple[int, ...]:
-    """Iteration dimension of each logical dimension of an [N, C, (H,) W] or [N, C, D, H, W] tensor.
-
-    Iteration dimensions are (batch, row, column, channel), or (batch, plane, row, column, channel).
-    """
-    return {3: (0, 3, 2), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}[rank]
-
-
 def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_strides: Strides) -> Problem:
     """The loop nest of `region`, given the strides of its placeholders (by node), of its result and of its row means.
 
@@ -117,23 +107,51 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_
         for node, own in zip(returned(region), result_strides, strict=True)
     ]
     tensor = None if anchor is None else unpadded(anchor.all_input_nodes[0])
+    if anchor is not None and ops.Product.matches(anchor):
+        return product_problem(anchor, epilogue, strides, operands, written)
     source = () if tensor is None else _source(anchor, tensor, stage, strides)
     problem = Problem(stage, anchor, tensor, epilogue, source, operands, *written)
     return _merge(problem, extents)
 
 
-def anchor_of(region: fx.GraphModule) -> tuple[fx.Node, tuple[fx.Node, ...]]:
-    """The first operator of a region that is no padding, and the nodes to evaluate elementwise.
+def product_problem(
+    anchor: fx.Node,
+    epilogue: tuple[fx.Node, ...],
+    strides: Mapping[fx.Node, Strides],
+    operands: Mapping[fx.Node, Strides],
+    written: Sequence[Strides],
+) -> Problem:
+    """The loop nest of a product of two tensors: a linear layer per matrix, over (batch, row, column, channel).
 
-    These are the ones after it, and it too if it is elementwise itself.
+    `operands` and `written` are strides over the dimensions of its result. Leading dimensions along which all tensors
+    advance alike are merged; batch and row can stand for two. Raises UnsupportedRegionError where there remain more.
     """
-    nodes = [node for node in computations(region) if not ops.Pad.matches(node) and node is not row_means(region)]
-    return nodes[0], tuple(nodes if nodes[0].target in OPERATIONS else nodes[1:])
+    product, shape = ops.Product.of(anchor), ops.shape(anchor)
+    rank = len(shape)
+
+    def spread(tensor: fx.Node) -> Strides:
+        own, sizes = strides_of(tensor, strides), ops.shape(tensor)
+        leading = (0 if size == 1 else stride for size, stride in zip(sizes[:-2], own[:-2], strict=True))
+        return (0,) * (rank - len(sizes)) + (*leading, *own[-2:])
+
+    left, right = spread(product.left), spread(product.right)
+    tensors = [left, right, *written, *operands.values()]
+    merged, rows = _collapse(shape[:-2], [tensor[:-2] for tensor in tensors])
+    if len(merged) > 2:
+        raise UnsupportedRegionError("its factors advance differently along too many dimensions")
+    batch, height = (*merged, 1, 1)[:2]
+    space = [(*row, 0, 0)[:2] + tensor[-2:] for row, tensor in zip(rows, tensors, strict=True)]
+    inner = ops.shape(product.left)[-1]
+    stage = Convolution(batch, height, shape[-2], height, shape[-2], inner, shape[-1])
+    results, others = space[2 : 2 + len(written)], space[2 + len(written) :]
+    own_operands = dict(zip(operands, others, strict=True))
+    problem = Problem(stage, anchor, product.left, epilogue, space[0], own_operands, *results)
+    return replace(problem, factor=product.right, factor_strides=space[1])
 
 
-def unpadded(tensor: fx.Node) -> fx.Node:
-    """`tensor`, or what it was before it was padded."""
-    return ops.Pad.of(tensor).input if ops.Pad.matches(tensor) else tensor
+def strides_of(node: fx.Node, strides: Mapping[fx.Node, Strides]) -> Strides:
+    """The strides of what a region reads: as given, or as constants are stored."""
+    return contiguous_strides(ops.shape(node)) if node.op == "get_attr" else strides[node]
 
 
 def copy_problem(value: fx.Node, source_strides: Strides, result_strides: Strides) -> Problem:
@@ -164,111 +182,9 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
             along = sorted(along, key=lambda dim: full[0][dim], reverse=True)
     place = {dim: index for index, dim in enumerate(along)}
     final = all_axes.get(result(region), axes)
+    if ops.Product.matches(first) and final[-1] == len(extents) - 1:
+        return tuple(range(len(final)))  # Vectors are stored along the last dimension; the others may lie as they like.
     return tuple(sorted(range(len(final)), key=lambda dim: place[final[dim]]))
-
-
-def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage | Interleaved]:
-    """Extents of the iteration space, which of its dimensions each of the anchor's result runs along, and the stage."""
-    shape = ops.shape(anchor)
-    plain = tuple(range(len(shape)))
-    if elementwise:
-        return shape, plain, Map(shape)
-    if ops.Linear.matches(anchor):
-        linear = ops.Linear.of(anchor)
-        inputs, outputs = ops.shape(linear.weight)[1], shape[-1]
-        pixels = math.prod(shape[:-1])
-        return shape, plain, Convolution(1, 1, pixels, 1, pixels, inputs, outputs)
-    if ops.LayerNorm.matches(anchor):
-        norm = ops.LayerNorm.of(anchor)
-        if len(norm.normalized_shape) != 1:
-            raise UnsupportedRegionError("layer normalisation over more than the last dimension")
-        return shape, plain, Normalization((1, 1, math.prod(shape[:-1]), shape[-1]), norm.eps)
-    if len(shape) not in IMAGE_RANKS:
-        raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
-    axes = channel_axes(len(shape))
-    if ops.ConvTranspose.matches(anchor):
-        transposed = _transposed(anchor)
-        return transposed.extents, axes, transposed
-    stage = _convolution(anchor) if ops.Conv.matches(anchor) else _pooling(anchor)
-    return (*stage.leading, stage.out_height, stage.out_width, shape[1]), axes, stage
-
-
-def _two(values: Sequence[int], fill: int) -> tuple[int, int]:
-    """(rows, columns) of a spatial option; a 1-D one has one row, of a 3-D one these are the last two."""
-    return (fill, values[0]) if len(values) == 1 else (values[-2], values[-1])
-
-
-def _depth(source: Sequence[int], out: Sequence[int], *options: Sequence[int]) -> Depth | None:
-    """The third dimension of an [N, C, D, H, W] tensor under a window; None of fewer dimensions.
-
-    `options` are kernel, stride, padding and dilation, or nothing.
-    """
-    return Depth(source[2], out[2], *(option[0] for option in options)) if len(source) == 5 else None
-
-
-def _convolution(anchor: fx.Node) -> Convolution:
-    conv = ops.Conv.of(anchor)
-    source, out = ops.shape(unpadded(conv.input)), ops.shape(anchor)
-    if len(source) != len(out):
-        raise UnsupportedRegionError("a convolution without a batch dimension")
-    before = ops.Pad.of(conv.input).before[2:] if ops.Pad.matches(conv.input) else (0,) * len(conv.padding)
-    padding = [own + outer for own, outer in zip(conv.padding, before, strict=True)]
-    in_height, in_width = _two(source[2:], 1)
-    out_height, out_width = _two(out[2:], 1)
-    return Convolution(
-        out[0],
-        in_height,
-        in_width,
-        out_height,
-        out_width,
-        conv.in_channels,
-        conv.out_channels,
-        conv.groups,
-        _two(conv.kernel, 1),
-        _two(conv.stride, 1),
-        _two(padding, 0),
-        _two(conv.dilation, 1),
-        _depth(source, out, conv.kernel, conv.stride, padding, conv.dilation),
-    )
-
-
-def _transposed(anchor: fx.Node) -> Interleaved:
-    conv = ops.ConvTranspose.of(anchor)
-    source, out = ops.shape(conv.input), ops.shape(anchor)
-    if len(source) != len(out) or len(out) != len(conv.kernel) + 2:
-        raise UnsupportedRegionError("a transposed convolution without a batch dimension")
-    options = zip(source[2:], out[2:], conv.kernel, conv.stride, conv.padding, conv.dilation, strict=True)
-    return interleave(out[0], conv.in_channels, conv.out_channels, conv.groups, [Axis(*option) for option in options])
-
-
-def _pooling(anchor: fx.Node) -> Pooling:
-    out = ops.shape(anchor)
-    if ops.Mean.matches(anchor):
-        mean = ops.Mean.of(anchor)
-        source = ops.shape(mean.input)
-        if mean.dims != tuple(range(2, len(source))) or not mean.keepdim:
-            raise UnsupportedRegionError(f"mean over dimensions {mean.dims}")
-        sizes = (*_two(source[2:], 1), *_two(out[2:], 1))
-        return Pooling(out[0], *sizes, out[1], False, adaptive=True, depth=_depth(source, out))
-    if not ops.Pool.matches(anchor):
-        raise UnsupportedRegionError(f"no stage for {anchor.target}")
-    pool = ops.Pool.of(anchor)
-    source = ops.shape(pool.input)
-    if len(source) != len(out) or len(source) < 3:
-        raise UnsupportedRegionError("a pooling without a batch dimension")
-    base = Pooling(out[0], *_two(source[2:], 1), *_two(out[2:], 1), out[1], pool.kind == "max")
-    if pool.kind == "adaptive_avg":
-        return replace(base, adaptive=True, depth=_depth(source, out))
-    return replace(
-        base,
-        kernel=_two(pool.kernel, 1),
-        stride=_two(pool.stride, 1),
-        padding=_two(pool.padding, 0),
-        dilation=_two(pool.dilation, 1),
-        include_padding=pool.count_include_pad,
-        divisor=pool.divisor_override or 0,
-        depth=_depth(source, out, pool.kernel, pool.stride, pool.padding, pool.dilation),
-    )
 
 
 def spread_strides(axes: Sequence[int], strides: Sequence[int], shape: Sequence[int], rank: int) -> Strides:
@@ -301,7 +217,7 @@ def operand_strides(
             if argument in all_axes:
                 continue
             shape = ops.shape(argument)
-            own = contiguous_strides(shape) if argument.op == "get_attr" else strides[argument]
+            own = strides_of(argument, strides)
             spread = spread_strides(known, own, shape, rank)
             if operands.setdefault(argument, spread) != spread:
                 raise UnsupportedRegionError(f"{argument.name} is read in two different orders")
@@ -346,12 +262,15 @@ def _merge_pixels(problem: Problem, pixels: Sequence[int]) -> Problem:
     stage = problem.stage
     tensors = [problem.result, *problem.operands.values(), problem.source]
     merged, rows = _collapse(pixels, [strides[:-1] for strides in tensors])
-    if len(merged) > (1 if isinstance(stage, Normalization) else 3):
+    if len(merged) > 3 and not isinstance(stage, Normalization):
         raise UnsupportedRegionError("its tensors advance differently along too many dimensions")
-    padding = 3 - len(merged)
-    batch, height, width = (1,) * padding + tuple(merged)
+    padding = max(0, 3 - len(merged))
+    leading = (1,) * padding + tuple(merged)
     spread = [(0,) * padding + row + (strides[-1],) for row, strides in zip(rows, tensors, strict=True)]
+    if isinstance(stage, Normalization):
+        stage = replace(stage, extents=(*leading, stage.channels))
     if isinstance(stage, Convolution):
+        batch, height, width = leading
         stage = replace(stage, batch=batch, in_height=height, out_height=height, in_width=width, out_width=width)
         stage = replace(stage, depth=None)
     operands = dict(zip(problem.operands, spread[1:-1], strict=True))

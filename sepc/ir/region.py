@@ -19,6 +19,7 @@ REGION_KINDS = (
     "convolution",
     "chain",
     "linear",
+    "product",
     "pooling",
     "normalization",
     "elementwise",

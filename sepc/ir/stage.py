@@ -314,9 +314,9 @@ class _PerPixel:
 
 @dataclass(frozen=True)
 class Normalization(_PerPixel):
-    """Layer normalisation over the contiguous channels of `extents`, which are (batch, height, width, channels)."""
+    """Layer normalisation over contiguous channels, the last of `extents`: (…, batch, height, width, channels)."""
 
-    extents: tuple[int, int, int, int]
+    extents: tuple[int, ...]
     epsilon: float
 
     @property
@@ -333,6 +333,13 @@ class Normalization(_PerPixel):
     def flops(self) -> int:
         """Mean, variance and scaling: about eight operations per element."""
         return 8 * math.prod(self.extents)
+
+
+@dataclass(frozen=True)
+class Softmax(Normalization):
+    """Softmax over the contiguous channels of `extents`: passes over each row, as a layer normalisation takes them."""
+
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,11 @@ file in `sepc.passes.rules` states its own.
     add, sub, mul, div of a number or constant   → .Tensor overload, the number or constant second   elementwise
     pow(x, 2), pow(x, 0.5), …                    → square(x), sqrt(x), …                             elementwise
     glu(x, dim)                                  → half · sigmoid(other half)                        elementwise
+    addcmul(x, y, z)                             → add(mul(y, z), x)                                 elementwise
     split, chunk, BN, layer norm + getitem       → an operator of one result                         results
     average over all pixels                      → mean(x, [2, 3], keepdim=True)                     pooling
+    new_zeros, ones_like, … of any tensor        → full(size, value)                                 creation
+    scaled_dot_product_attention                 → products and a softmax                            attention
     convolution, "same", zero padding before it  → conv1d/2d/3d with numbers                         convolutions
 
 Preconditions: all shapes are static. Rejections are noted: an output that must stay a tensor of its own, padding that
@@ -27,8 +30,10 @@ from torch import fx
 
 from sepc.passes.fold_constants import ConstantFolder
 from sepc.passes.manager import PassContext, Rule
+from sepc.passes.rules.attention import AttentionInParts
 from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, NumericConv, NumericTransposed
-from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP, AS_ROOT_OR_SQUARE, GatedHalves
+from sepc.passes.rules.creation import AsFull
+from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP, AS_ROOT_OR_SQUARE, AsProductAndSum, GatedHalves
 from sepc.passes.rules.no_ops import DropNoOp
 from sepc.passes.rules.pooling import GlobalMean
 from sepc.passes.rules.results import AS_ONE_RESULT, AS_SELECTION, AS_SLICE
@@ -42,11 +47,14 @@ RULES: tuple[Rule[Any], ...] = (
     AS_BINARY,
     AS_ROOT_OR_SQUARE,
     GatedHalves(),
+    AsProductAndSum(),
     AS_CONSTANT_PAD,
     AS_SLICE,
     AS_SELECTION,
     AS_ONE_RESULT,
     GlobalMean(),
+    AttentionInParts(),
+    AsFull(),
     NumericConv(),
     NumericTransposed(),
     AS_PADDED_CONV,
@@ -58,11 +66,13 @@ class Canonicalize:
     """The pass: constants are folded and rules applied until nothing changes.
 
     Attributes:
-        fold_limit_bytes: larger constants are folded only if at most twice as large as what they are made of.
+        view_limit_bytes, computed_limit_bytes: larger constants, of expansions and of what takes computing, are folded
+            only if at most twice as large as what they are made of.
     """
 
     name: ClassVar[str] = "canonicalize"
-    fold_limit_bytes: int = 65536
+    view_limit_bytes: int = 1 << 16
+    computed_limit_bytes: int = 1 << 26
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module` into canonical form; returns whether it changed."""
@@ -73,7 +83,7 @@ class Canonicalize:
         return changed
 
     def _round(self, module: fx.GraphModule, context: PassContext) -> bool:
-        changed = ConstantFolder(module, self.name, self.fold_limit_bytes).run(context)
+        changed = ConstantFolder(module, self.name, (self.view_limit_bytes, self.computed_limit_bytes)).run(context)
         for node in list(module.graph.nodes):
             rules = (rule for rule in RULES if node.target in rule.targets)
             changed |= any(rule.apply(node, self.name, module, context) for rule in rules)

@@ -24,10 +24,11 @@ from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
+from sepc.ir.anchors import UnsupportedRegionError
 from sepc.ir.layout import layout
 from sepc.ir.links import analyse_chain, chain_of
 from sepc.ir.phases import Interleaved
-from sepc.ir.problem import Problem, UnsupportedRegionError, analyse, copy_problem
+from sepc.ir.problem import Problem, analyse, copy_problem
 from sepc.ir.stage import Map, Stage
 from sepc.passes.manager import PassContext
 

@@ -4,8 +4,9 @@ Pattern. A node whose inputs are constants, or nodes of that kind, read by one t
 
 Equation. f(constants) is a constant.
 
-Preconditions. The operator is not random, and has one result. The constant is not far larger than what it is made of:
-else its inputs are folded instead, and the note says so.
+Preconditions. The operator is not random, and has one result. An expansion is not far larger than what it is made of,
+since kernels read the small tensor as well as the large; what takes computing may be large, but not beyond all measure.
+Else the inputs are folded instead, and the note says so.
 
     add(%x, exp(%vector))    →    add(%x, %folded_exp)
 """
@@ -19,14 +20,16 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sepc.ir.ops import constant
+from sepc.ir.views import is_view
 from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
 
 
 class ConstantFolder:
     """Replaces by constants the nodes that depend on no input, and are read by a node that does."""
 
-    def __init__(self, graph_module: fx.GraphModule, pass_name: str, limit_bytes: int) -> None:
-        self.graph_module, self.pass_name, self.limit_bytes = graph_module, pass_name, limit_bytes
+    def __init__(self, graph_module: fx.GraphModule, pass_name: str, limits_bytes: tuple[int, int]) -> None:
+        self.graph_module, self.pass_name = graph_module, pass_name
+        self.view_limit_bytes, self.computed_limit_bytes = limits_bytes
         self.values: dict[fx.Node, Any] = {}
         self.leaves: dict[fx.Node, frozenset[fx.Node]] = {}
 
@@ -66,7 +69,8 @@ class ConstantFolder:
             return Rejection("it has several outputs")
         made_of = sum(self.values[leaf].numel() * self.values[leaf].element_size() for leaf in self.leaves[node])
         size = value.numel() * value.element_size()
-        if size <= max(self.limit_bytes, 2 * made_of):
+        limit = self.view_limit_bytes if is_view(node) else self.computed_limit_bytes
+        if size <= max(limit, 2 * made_of):
             return None
         return Rejection(f"the constant would have {size} bytes, and is made of {made_of}")
 

@@ -30,9 +30,10 @@ from torch import fx
 
 from sepc.cost_model.search import choose
 from sepc.ir import ops, region
+from sepc.ir.anchors import anchor_of
 from sepc.ir.links import CHANNELS_SECOND, analyse_chain, is_anchor, result_axes
 from sepc.ir.origin import derive
-from sepc.ir.problem import Problem, anchor_of, contiguous_strides
+from sepc.ir.problem import Problem, contiguous_strides
 from sepc.ir.stage import Convolution, Pooling
 from sepc.passes.manager import PassContext
 from sepc.passes.sequences import piece_time_us

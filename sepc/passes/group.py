@@ -35,9 +35,9 @@ import torch
 from torch import fx
 
 from sepc.ir import ops
+from sepc.ir.anchors import IMAGE_RANKS
 from sepc.ir.elementwise import broadcasts, is_elementwise
 from sepc.ir.phases import MOST_PHASES
-from sepc.ir.problem import IMAGE_RANKS
 from sepc.ir.region import RegionInfo, extract
 from sepc.ir.views import is_view
 from sepc.passes.manager import PassContext
@@ -86,7 +86,7 @@ def classify(node: fx.Node) -> RegionInfo:
     anchor = next((anchor for anchor in ANCHORS if anchor.operators.matches(node)), None)
     if anchor is None:
         return _foreign(f"no stage for {node.target}")
-    reason = anchor.obstacle(node) or _type_obstacle(node)
+    reason = anchor.obstacle(node) or _input_obstacle(node) or _type_obstacle(node)
     return _foreign(f"{node.target} {reason}") if reason else RegionInfo(anchor.kind)
 
 
@@ -139,6 +139,16 @@ def _normalization_obstacle(node: fx.Node) -> str:
     return "" if len(norm.normalized_shape) == 1 else "over more than the last dimension"
 
 
+def _softmax_obstacle(node: fx.Node) -> str:
+    softmax, rank = ops.Softmax.of(node), len(ops.shape(node))
+    return "" if rank >= 2 and softmax.dim == rank - 1 else f"over dimension {softmax.dim} of {rank}"
+
+
+def _product_obstacle(node: fx.Node) -> str:
+    product = ops.Product.of(node)
+    return "" if min(len(ops.shape(factor)) for factor in (product.left, product.right)) >= 2 else "with a vector"
+
+
 def _pooling_obstacle(node: fx.Node) -> str:
     pool = ops.Pool.of(node)
     spatial = len(pool.kernel or pool.output_size)
@@ -154,6 +164,12 @@ def _mean_obstacle(node: fx.Node) -> str:
 
 def _no_obstacle(node: fx.Node) -> str:
     return ""
+
+
+def _input_obstacle(node: fx.Node) -> str:
+    """Why the tensor that `node` works on is none that our stages read; empty where it is."""
+    reads_constants = ops.Cat.matches(node) or ops.Product.matches(node)
+    return "of a constant" if not reads_constants and ops.is_constant(node.all_input_nodes[0]) else ""
 
 
 def _type_obstacle(node: fx.Node) -> str:
@@ -174,6 +190,8 @@ ANCHORS: tuple[Anchor, ...] = (
     Anchor("convolution", ops.ConvTranspose, _transposed_obstacle),
     Anchor("linear", ops.Linear, _linear_obstacle),
     Anchor("normalization", ops.LayerNorm, _normalization_obstacle),
+    Anchor("normalization", ops.Softmax, _softmax_obstacle),
+    Anchor("product", ops.Product, _product_obstacle),
     Anchor("pooling", ops.Pool, _pooling_obstacle),
     Anchor("pooling", ops.Mean, _mean_obstacle),
     Anchor("concatenation", ops.Cat, _no_obstacle),

@@ -8,8 +8,9 @@ Rules, in execution order:
 - a region that TVM or PyTorch runs writes densely in logical order, and TVM also reads so.
 
 Preconditions that a copy (a region with one ``aten.clone``) establishes where they do not hold: a depthwise or grouped
-convolution, a pooling and a normalisation read channels with stride 1; a view exists for the strides at hand; a result
-of the graph has the strides that PyTorch would give it, and is not a constant, which the caller could overwrite.
+convolution, a pooling and a normalisation read channels with stride 1, a product of two tensors the rows of the right
+one; a view exists for the strides at hand; a result of the graph has the strides that PyTorch would give it, and is not
+a constant, which the caller could overwrite.
 
     %c = region_0_convolution(%x)            layout channels-last
     %v = view(%c, [1, 75])                   no such view        →    %k = region_2_copy(%c);  %v = view(%k, [1, 75])
@@ -26,10 +27,11 @@ from torch import fx
 
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
+from sepc.ir.anchors import anchor_of
 from sepc.ir.layout import Layout, layout, same_strides
 from sepc.ir.links import chain_order
 from sepc.ir.origin import derive
-from sepc.ir.problem import anchor_of, channels_last_order, contiguous_strides, result_order
+from sepc.ir.problem import channels_last_order, contiguous_strides, result_order
 from sepc.ir.views import is_view, view_layout
 from sepc.passes.manager import PassContext
 
@@ -98,6 +100,9 @@ def _plan_region(node: fx.Node, copies: _Copies) -> None:
     if kind.kernel != "sepc":
         _plan_foreign_region(node, copies)
         return
+    anchor, _ = anchor_of(graph)
+    if ops.Product.matches(anchor):
+        _require_rows(node, region.placeholders(graph), ops.Product.of(anchor).right, copies)
     if _reads_channel_vectors(graph):
         _require_channel_vectors(node, graph, copies)
     if isinstance(node.meta["val"], torch.Tensor):
@@ -133,10 +138,19 @@ def _require_channel_vectors(node: fx.Node, graph: fx.GraphModule, copies: _Copi
     """Have the first argument of `node` come with its channels (of a normalisation: the last dimension) at stride 1."""
     value = region.inputs(node)[0]
     shape = ops.shape(value)
-    is_last = ops.LayerNorm.matches(anchor_of(graph)[0])
+    is_last = any(accessor.matches(anchor_of(graph)[0]) for accessor in (ops.LayerNorm, ops.Softmax))
     order = tuple(range(len(shape))) if is_last else channels_last_order(len(shape))
     if shape[order[-1]] != 1 and layout(value).strides[order[-1]] != 1:
         _require(node, 0, contiguous_strides(shape, order), copies)
+
+
+def _require_rows(node: fx.Node, inner: Sequence[fx.Node], factor: fx.Node, copies: _Copies) -> None:
+    """Have the right factor of a product come with its rows dense; `inner` are the region's own names of its inputs."""
+    if factor in inner and ops.shape(factor)[-1] != 1:
+        index = inner.index(factor)
+        value = region.inputs(node)[index]
+        if layout(value).strides[-1] != 1:
+            _require(node, index, contiguous_strides(ops.shape(value)), copies)
 
 
 def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
@@ -146,7 +160,7 @@ def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
         return ops.Conv.of(anchor).groups > 1
     if ops.ConvTranspose.matches(anchor):
         return ops.ConvTranspose.of(anchor).groups > 1
-    return any(accessor.matches(anchor) for accessor in (ops.Pool, ops.Mean, ops.LayerNorm))
+    return any(accessor.matches(anchor) for accessor in (ops.Pool, ops.Mean, ops.LayerNorm, ops.Softmax))
 
 
 def _concatenation_order(graph: fx.GraphModule, given: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ from sepc.cost_model.chain import Objective, choose_chain
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import choose
 from sepc.ir import ops, region
+from sepc.ir.anchors import anchor_of, unpadded
 from sepc.ir.links import RANK, analyse_chain, chain_of, fits, image_axes, is_anchor
-from sepc.ir.problem import Problem, anchor_of, contiguous_strides, unpadded
+from sepc.ir.problem import Problem, contiguous_strides
 from sepc.ir.stage import Convolution, Map, Stage
 
 FLOAT_BYTES: Final = 4

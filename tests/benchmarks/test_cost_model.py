@@ -18,7 +18,8 @@ from benchmarks.cost_model import cachegrind, choice, fusion, gpu, memory
 from benchmarks.cost_model.kernels import Bench, Launch, harness_source, lower_region
 from benchmarks.cost_model.regions import captured, extract_piece, merge_all, own_regions, run_passes
 from benchmarks.cost_model.results import Report, median_and_p90
-from sepc.backends.regions import LoweredKernel, Result, Scratch
+from sepc.backends.arguments import Result, Scratch
+from sepc.backends.regions import LoweredKernel
 from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.cost_model.latency import Cost
 from sepc.cost_model.tiling import RowTiling

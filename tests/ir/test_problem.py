@@ -11,15 +11,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from sepc.ir import ops, region
-from sepc.ir.problem import (
-    Problem,
-    UnsupportedRegionError,
-    analyse,
-    channels_last_order,
-    contiguous_strides,
-    copy_problem,
-    result_order,
-)
+from sepc.ir.anchors import UnsupportedRegionError
+from sepc.ir.problem import Problem, analyse, channels_last_order, contiguous_strides, copy_problem, result_order
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling
 from sepc.passes.choose_tiling import region_problem
 from tests.helpers import Function, passes_until

@@ -66,6 +66,9 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
         (lambda self, x: (x.view(2, 4, 8, 8)[:, :, :, :] * 1 + 0).relu(), ["relu.default"]),
         (lambda self, x: torch.cat([functional.pad(x, (0, 0))]).permute(0, 1, 2, 3).relu(), ["relu.default"]),
         (lambda self, x: x.expand(2, 4, 8, 8).relu(), ["relu.default"]),
+        # products and sums
+        (lambda self, x: torch.addcmul(self.vector[0], x, x), ["mul.Tensor", "add.Tensor"]),
+        (lambda self, x: torch.addcmul(x, x, x, value=2), ["mul.Tensor", "mul.Tensor", "add.Tensor"]),
         # clamps
         (lambda self, x: functional.relu6(x), ["clamp.default"]),
         (lambda self, x: functional.hardtanh(x, -2.0, 3.0), ["clamp.default"]),
@@ -147,6 +150,19 @@ def test_padding_is_given_in_numbers() -> None:
     assert Conv.of(node).padding == (4, 3)
 
 
+def test_what_is_made_like_a_tensor_depends_on_its_shape_only() -> None:
+    def mask(self: Function, x: torch.Tensor) -> torch.Tensor:
+        windows = x.new_zeros(8, 8)
+        windows[:4, 2:] = 3
+        differ = (windows[:, None] - windows[:, :, None]) != 0
+        penalty = torch.zeros_like(windows).masked_fill(differ[..., 0].new_full((8, 8), True), -100.0)
+        return x + penalty + x.new_full((8,), 0.5) * torch.ones_like(x) + torch.full_like(x, 2)
+
+    assert operators(run(mask)[0]) == ["add.Tensor"] * 3
+    channels_last = X.to(memory_format=torch.channels_last)
+    assert "ones_like.default" in operators(run(lambda self, x: x + torch.ones_like(x).cumsum(1), channels_last)[0])
+
+
 def test_random_operators_are_not_folded() -> None:
     module = capture(Function(lambda self, x: x + torch.rand(4, 1, 1)), (X,)).graph_module
     Canonicalize().run(module, PassContext())
@@ -181,6 +197,58 @@ def test_a_constant_that_is_too_large_is_made_at_run_time_from_a_folded_one() ->
     module, _ = run(lambda self, x: x.sum() + self.vector.exp()[:, None, None].expand(4, 200, 200))
     assert "exp.default" not in operators(module)
     assert "expand.default" in operators(module)
+
+
+def test_what_takes_computing_is_folded_even_if_it_is_larger_than_what_it_is_made_of() -> None:
+    # The attention that relative positions alone give, as in ConViT.
+    place = torch.arange(200.0)
+
+    def biased(self: Function, x: torch.Tensor) -> torch.Tensor:
+        return x.sum() + (self.vector[0] * (place[:, None] - place).abs()).softmax(-1)
+
+    model = Function(biased).eval()
+    module = capture(model, (X,)).graph_module
+    PassManager([Canonicalize()], verify_each=True).run(module, PassContext(example_inputs=(X,)))
+    assert operators(module) == ["sum.default", "add.Tensor"]
+    module = capture(model, (X,)).graph_module
+    context = PassContext()
+    PassManager([Canonicalize(computed_limit_bytes=1 << 10)]).run(module, context)
+    assert "softmax.int" in operators(module)
+    assert any("the constant would have 160000 bytes" in note.message for note in context.notes)
+
+
+def attention(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Over 4 tokens of 2 images; stored with the heads behind the tokens, as the operator does."""
+    q, k, v = x.reshape(2, 4, 4, 16).permute(0, 2, 1, 3).mul(torch.ones(3, 1, 1, 1, 1)).unbind(0)
+    return functional.scaled_dot_product_attention(q, k, v, **options)
+
+
+def test_attention_becomes_products_and_a_softmax() -> None:
+    module, _ = run(attention)
+    assert Counter(operators(module))["matmul.default"] == 2
+    assert "softmax.int" in operators(module)
+    module, _ = run(lambda self, x: attention(self, x, attn_mask=self.vector.expand(4, 4), scale=0.5).relu())
+    assert "scaled_dot_product_attention.default" not in operators(module)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"is_causal": True}, "its mask is causal"),
+        ({"attn_mask": torch.ones(4, 4, dtype=torch.bool)}, "its mask is not added"),
+        ({"enable_gqa": True}, "its heads share keys"),
+    ],
+)
+def test_other_attention_stays_whole(options: dict[str, Any], reason: str) -> None:
+    module, context = run(lambda self, x: attention(self, x, **options))
+    assert "scaled_dot_product_attention.default" in operators(module)
+    assert reason in {note.message for note in context.notes}
+
+
+def test_attention_over_one_matrix_stays_whole() -> None:
+    module, context = run(lambda self, x: functional.scaled_dot_product_attention(x[0, 0], x[0, 1], x[0, 2]))
+    assert operators(module).count("scaled_dot_product_attention.default") == 1
+    assert "it is one matrix" in {note.message for note in context.notes}
 
 
 def test_assertions_are_dropped() -> None:

@@ -29,6 +29,7 @@ def layers() -> dict[str, nn.Module | torch.Tensor]:
         "norm": nn.LayerNorm(4),
         "scale": torch.randn(4),
         "image": torch.randn(4, 6, 6),
+        "rows": torch.randn(3, 4),
     }
 
 
@@ -205,9 +206,11 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: functional.layer_norm(x, (6, 6)), "layer_norm.* over more than the last dimension"),
         (lambda self, x: functional.avg_pool2d(x[0], 2), "avg_pool2d.* without a batch dimension"),
         (lambda self, x: functional.adaptive_avg_pool2d(x[0], 2), "adaptive_avg_pool2d.* without a batch dimension"),
+        (lambda self, x: x + self.linear(self.rows).sum(), "linear.* of a constant"),
         (lambda self, x: x.mean(1), r"mean.* over dimensions \(1,\) of 4"),
         (lambda self, x: x.mean((2, 3)), r"mean.* over dimensions \(2, 3\) of 4"),
-        (lambda self, x: x.softmax(1), "no stage for aten.softmax"),
+        (lambda self, x: x.softmax(1), "softmax.* over dimension 1 of 4"),
+        (lambda self, x: x[0, 0] @ x[0, 0, 0], "matmul.* with a vector"),
         (lambda self, x: x.topk(2).values, "topk.* has several results"),
         (lambda self, x: torch.cat([x.long(), x.long()]), "cat.* on torch.int64: our stages compute in float32"),
         (lambda self, x: functional.max_pool2d(x.double(), 2), "on torch.float64: our stages compute in float32"),
@@ -229,8 +232,9 @@ def test_an_operator_without_a_stage_says_why(function: Callable[..., Any], reas
 def test_the_reason_is_in_the_region_and_in_the_notes() -> None:
     module, context = passes_until("group", Function(lambda self, x: x.softmax(1)), X)
     ((node, _),) = region.regions(module)
-    assert region.info(node) == region.RegionInfo("other", "torch", "no stage for aten.softmax.int")
-    assert [note.message for note in context.notes if note.pass_name == "group"] == ["no stage for aten.softmax.int"]
+    reason = "aten.softmax.int over dimension 1 of 4"
+    assert region.info(node) == region.RegionInfo("other", "torch", reason)
+    assert [note.message for note in context.notes if note.pass_name == "group"] == [reason]
 
 
 def test_views_and_getitems_stay_outside() -> None:

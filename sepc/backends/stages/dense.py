@@ -174,6 +174,7 @@ class DenseStage:
         source: input over (batch, row, column, channel). weight: packed weights, flat.
         bias: flat buffer of output channels, or None. sink: what becomes of finished vectors.
         turn_rows: how many rows `emit_rows` is asked for at a time, about.
+        factor: instead of packed weights, a tensor over (batch, row, input channel, output channel).
     """
 
     convolution: Convolution
@@ -183,6 +184,7 @@ class DenseStage:
     bias: Expr | None
     sink: Sink
     turn_rows: int = 1
+    factor: Operand | None = None
 
     def emit(self, frame: Frame) -> None:
         """The whole convolution, shared by the threads of `frame`."""
@@ -316,11 +318,14 @@ class _Block:
             with loop(conv.group_in) as channel:
                 step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
                 base = panel_base + step * sum(self.widths)
-                weights = [
-                    T.Bind(stage.weight[ramp(base + offset, lanes)])
-                    for offset, lanes in zip(lane_offsets, self.widths, strict=True)
-                ]
-                share.prefetch(stage.weight, step, start)
+                vectors = list(zip(lane_offsets, self.widths, strict=True))
+                if stage.factor is not None:
+                    first = (*self.image, self.row, channel)
+                    column = self.panel * sum(self.panels.widths)
+                    weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
+                else:
+                    weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
+                    share.prefetch(stage.weight, step, start)
                 for index in valid:
                     in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
                     in_channel = self.group * conv.group_in + channel

@@ -44,17 +44,21 @@ class Frame:
         begin = T.Bind(tirx.truncdiv(self.thread * total, self.threads))
         end = T.Bind(tirx.truncdiv((self.thread + 1) * total, self.threads))
         with T.serial(begin, end) as task:
-            indices: list[Index] = []
-            rest: Index = task
-            for count in reversed(counts):
-                if count == 1:
-                    indices.append(0)
-                    continue
-                last = math.prod(counts[: len(counts) - len(indices) - 1]) == 1
-                indices.append(rest if last else T.Bind(tirx.truncmod(rest, count)))
-                if not last:
-                    rest = T.Bind(tirx.truncdiv(rest, count))
-            yield tuple(reversed(indices))
+            yield coordinates(task, counts)
+
+
+def coordinates(number: Index, counts: Sequence[int]) -> tuple[Index, ...]:
+    """The indices of element `number` of an index space, outermost dimension first."""
+    indices: list[Index] = []
+    for count in reversed(counts):
+        if count == 1:
+            indices.append(0)
+            continue
+        last = math.prod(counts[: len(counts) - len(indices) - 1]) == 1
+        indices.append(number if last else T.Bind(tirx.truncmod(number, count)))
+        if not last:
+            number = T.Bind(tirx.truncdiv(number, count))
+    return tuple(reversed(indices))
 
 
 def build_function(name: str, parameters: Sequence[Parameter], body: Callable[[Frame], None]) -> Expr:

@@ -8,32 +8,33 @@ squares, would lose digits.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Sink
-from sepc.backends.stages.kernel import Frame, loop, tile_span
+from sepc.backends.stages.dense import Position, Sink
+from sepc.backends.stages.kernel import Frame, coordinates, loop, tile_span
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
 from sepc.cost_model.tiling import RowTiling
 from sepc.ir.stage import Normalization, ceil_div, split_lanes
 
 # Partial sums kept per row: enough to hide the latency of the additions.
-_PARTIAL_SUMS = 4
+PARTIAL_SUMS = 4
 
 
 @dataclass(frozen=True)
-class NormalizationStage:
-    """Emits a layer normalisation; `source` and the sink's positions are over (batch, row, column, channel)."""
+class RowwiseStage(ABC):
+    """What normalises the channels of every pixel; `source` and the sink's positions are over (batch, row, column,
+    channel).
+    """
 
     normalization: Normalization
     tiling: RowTiling
     lanes: int
     source: Operand
-    gain: Expr | None
-    shift: Expr | None
     sink: Sink
 
     def emit(self, frame: Frame) -> None:
@@ -41,41 +42,20 @@ class NormalizationStage:
         norm = self.normalization
         tiles = ceil_div(norm.pixels, self.tiling.rows)
         with frame.tasks((tiles,)) as (tile,), loop(tile_span(tile, self.tiling.rows, norm.pixels, tiles)) as pixel:
-            # By itself, it is one row of pixels: `sepc.ir.problem` merges them.
-            self._pixel(0, 0, tile * self.tiling.rows + pixel)
+            self._pixel(coordinates(tile * self.tiling.rows + pixel, norm.extents[:-1]))
 
     def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
         """The rows of pixels from `first` on and before `stop`."""
         with T.serial(first, stop) as row, loop(self.normalization.out_width) as column:
-            self._pixel(batch, row, column)
+            self._pixel((batch, row, column))
 
-    def _pixel(self, batch: Index, row: Index, column: Index) -> None:
-        pixel = (batch, row, column)
-        norm = self.normalization
-        scale = tirx.const(1.0 / norm.channels, "float32")
-        mean = T.Bind(self._reduce(pixel, lambda x: x) * scale)
-
-        def squared_distance(x: Expr) -> Expr:
-            distance = T.Bind(x - broadcast(mean, int(x.ty.dtype.lanes)))
-            return distance * distance
-
-        variance = T.Bind(self._reduce(pixel, squared_distance) * scale)
-        inverse = T.Bind(tirx.const(1.0, "float32") / tirx.sqrt(variance + tirx.const(norm.epsilon, "float32")))
-
-        def write(channel: Index, lanes: int) -> None:
-            x = self.source.load((*pixel, channel), lanes)
-            y = (x - broadcast(mean, lanes)) * broadcast(inverse, lanes)
-            if self.gain is not None:
-                y = y * self.gain[ramp(channel, lanes)]
-            if self.shift is not None:
-                y = y + self.shift[ramp(channel, lanes)]
-            self.sink((batch, row, column, channel), y)
-
-        self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))
+    @abstractmethod
+    def _pixel(self, pixel: Position) -> None:
+        """The channels of one pixel."""
 
     def _reduce(self, pixel: Sequence[Index], transform: Callable[[Expr], Expr]) -> Expr:
         """The sum of `transform` over the channels of `pixel`, as a scalar."""
-        partial = [Accumulator(self.lanes) for _ in range(_PARTIAL_SUMS)]
+        partial = [Accumulator(self.lanes) for _ in range(PARTIAL_SUMS)]
         for register in partial:
             register.set(constant(0, self.lanes))
         rest = Accumulator(1)
@@ -97,12 +77,43 @@ class NormalizationStage:
 
     def _for_each_vector(self, body: Callable[[Index, int, int], None]) -> None:
         """Call `body(first channel, lanes, turn)` for all channel vectors; turns rotate through the partial sums."""
-        channels, stride = self.normalization.channels, self.lanes * _PARTIAL_SUMS
+        channels, stride = self.normalization.channels, self.lanes * PARTIAL_SUMS
         if channels >= stride:
             with loop(channels // stride) as index:
-                for turn in range(_PARTIAL_SUMS):
+                for turn in range(PARTIAL_SUMS):
                     body(index * stride + turn * self.lanes, self.lanes, turn)
         channel = channels // stride * stride
         for turn, lanes in enumerate(split_lanes(channels - channel, self.lanes)):
-            body(channel, lanes, min(turn, _PARTIAL_SUMS - 1))
+            body(channel, lanes, min(turn, PARTIAL_SUMS - 1))
             channel += lanes
+
+
+@dataclass(frozen=True)
+class NormalizationStage(RowwiseStage):
+    """Emits a layer normalisation."""
+
+    gain: Expr | None
+    shift: Expr | None
+
+    def _pixel(self, pixel: Position) -> None:
+        norm = self.normalization
+        scale = tirx.const(1.0 / norm.channels, "float32")
+        mean = T.Bind(self._reduce(pixel, lambda x: x) * scale)
+
+        def squared_distance(x: Expr) -> Expr:
+            distance = T.Bind(x - broadcast(mean, int(x.ty.dtype.lanes)))
+            return distance * distance
+
+        variance = T.Bind(self._reduce(pixel, squared_distance) * scale)
+        inverse = T.Bind(tirx.const(1.0, "float32") / tirx.sqrt(variance + tirx.const(norm.epsilon, "float32")))
+
+        def write(channel: Index, lanes: int) -> None:
+            x = self.source.load((*pixel, channel), lanes)
+            y = (x - broadcast(mean, lanes)) * broadcast(inverse, lanes)
+            if self.gain is not None:
+                y = y * self.gain[ramp(channel, lanes)]
+            if self.shift is not None:
+                y = y + self.shift[ramp(channel, lanes)]
+            self.sink((*pixel, channel), y)
+
+        self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))

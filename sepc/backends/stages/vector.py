@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,9 +144,13 @@ class Accumulator:
 
     def sum(self) -> Expr:
         """All lanes added up, by halves, as a scalar. Overwrites the contents."""
+        return self.folded(operator.add)
+
+    def folded(self, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+        """All lanes combined, by halves, to a scalar. Overwrites the contents."""
         lanes = self.lanes
         while lanes > 1:
             lanes //= 2
-            folded = self._buffer[ramp(0, lanes)] + self._buffer[ramp(lanes, lanes)]
+            folded = combine(self._buffer[ramp(0, lanes)], self._buffer[ramp(lanes, lanes)])
             T.buffer_store(self._buffer, folded, [ramp(0, lanes)])
         return self._buffer[0]

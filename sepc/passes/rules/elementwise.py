@@ -7,6 +7,7 @@ Pattern and equation.
     add.Scalar(x, n, alpha)                    →    add.Tensor(x, n · alpha);      sub, mul, div alike
     add(constant, x), mul(constant, x)         →    add(x, constant), mul(x, constant)
     add(x, constant of one element)            →    add(x, number)
+    addcmul(x, y, z, value=n)                  →    add(mul(y, z) · n, x)
     pow(x, 2)                                  →    square(x);      0.5, -0.5, -1 to sqrt, rsqrt, reciprocal
     glu(x, dim)                                →    a · sigmoid(b),      a and b being the halves of x along dim
 
@@ -64,6 +65,22 @@ def _as_binary(node: fx.Node, module: fx.GraphModule) -> Call | None:
         return target, (first, constant(module, second).item() * binary.alpha)
     commutes = binary.kind == "mul" or (binary.kind == "add" and binary.alpha == 1)
     return (target, (second, first)) if commutes and is_constant(first) and not is_constant(second) else None
+
+
+class AsProductAndSum(Rule[fx.Node]):
+    """A product added to a tensor as the two operators that it is; scales and shifts of layers are spelt so."""
+
+    targets = (aten.addcmul.default,)
+
+    def match(self, node: fx.Node, module: fx.GraphModule) -> fx.Node:
+        """Every such node."""
+        return node
+
+    def rewrite(self, match: fx.Node, build: Rewriter) -> fx.Node:
+        """The sum."""
+        named = arguments(match)
+        product = build.call(aten.mul.Tensor, named["tensor1"], named["tensor2"])
+        return build.call(aten.add.Tensor, build.call(aten.mul.Tensor, product, named["value"]), named["self"])
 
 
 def _as_root_or_square(node: fx.Node, module: fx.GraphModule) -> Call | None:

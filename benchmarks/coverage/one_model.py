@@ -1,0 +1,200 @@
+"""One model, in a process of its own: compiled in each way, compared with eager, timed in turn with it, looked into.
+
+    python -m benchmarks.coverage.one_model mobilenetv2_100 --rounds 3 --output row.json
+
+The process gives back all memory when it ends, and a crash is that of one model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+import sepc
+from benchmarks import models
+from benchmarks.coverage import zoo
+from benchmarks.measure import describe, measure
+from benchmarks.peers import Job, Runner, eager
+from sepc.ir import ops, region
+
+EXPORT: Final = "export"
+DYNAMO: Final = "dynamo"
+WAYS: Final = (EXPORT, DYNAMO)
+UNAVAILABLE: Final = "not available: this sepc has no torch.compile backend"
+TURN_S: Final = 0.15
+LEAST_VARIATION: Final = 1e-3
+"""Outputs of two images must differ by so much of the largest: ten times the tolerance."""
+
+
+@dataclass
+class Partition:
+    """Who computes what in a compiled model: sepc's own stages ("sepc"), TVM ("tvm") or PyTorch ("torch").
+
+    Attributes:
+        flops, bytes_moved, regions: by who computes. FLOPs are those of convolutions and products of matrices.
+        convolutions: by who computes. fallbacks: how many regions are not of our stages, by the reason.
+    """
+
+    flops: dict[str, int] = field(default_factory=dict)
+    bytes_moved: dict[str, int] = field(default_factory=dict)
+    regions: dict[str, int] = field(default_factory=dict)
+    convolutions: dict[str, int] = field(default_factory=dict)
+    fallbacks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Row:
+    """What was found of one model.
+
+    Attributes:
+        model: its name. size: of the image, in pixels a side. rounds: how many times each way was timed.
+        variation: how much outputs depend on the image: max |f(a) - f(b)| / max |f(a)|.
+        ways: what became of each way to compile it, `WAYS`, with errors and times; eager's times under "eager".
+        partition: who computes what, where the model was compiled as one graph.
+        failure: why there is nothing of the above.
+    """
+
+    model: str
+    size: int = 0
+    rounds: int = 0
+    variation: float = 0.0
+    ways: dict[str, dict[str, Any]] = field(default_factory=dict)
+    partition: Partition | None = None
+    failure: str = ""
+
+
+def run(name: str, rounds: int, ways: Sequence[str] = WAYS, size: int | None = None) -> Row:
+    """Measure the model `name`; without `rounds` it is only compared with eager."""
+    torch.set_num_threads(1)
+    row = Row(name, size or models.default_size(name), rounds)
+    try:
+        module, inputs = models.load(name, row.size)
+    except Exception as error:
+        row.failure = describe(error)
+        return row
+    row.variation = variation(module, inputs)
+    if zoo.needs_graph_breaks(name):
+        ways = [way for way in ways if way == DYNAMO]
+    compiled: list[sepc.CompiledModel] = []
+    builders: Mapping[str, Callable[[Job], Runner]] = {
+        "eager": eager,
+        EXPORT: lambda job: _exported(job, compiled),
+        DYNAMO: _by_dynamo,
+    }
+    wanted = [*(["eager"] if rounds else []), *ways]
+    results = measure(Job(module, inputs, 1), wanted, max(rounds, 1), builders, turn_s=TURN_S if rounds else 0.0)
+    row.ways = {way: result.to_json() for way, result in results.items()}
+    if compiled:
+        row.partition = partition(compiled[0].graph_module)
+    return row
+
+
+def variation(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
+    """How much the outputs of two images differ, relative to the largest; 1 where their shapes do, 0 if not numbers."""
+    other = models.images(inputs[0].shape[-1], inputs[0].shape[0], torch.Generator().manual_seed(models.SEED + 2))
+    with torch.inference_mode():
+        first, second = ([leaf for leaf in tree_leaves(module(x)) if leaf.numel()] for x in (*inputs, other))
+    if [leaf.shape for leaf in first] != [leaf.shape for leaf in second]:
+        return 1.0
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.is_floating_point()]
+    least = min((float((a - b).abs().max() / a.abs().max()) for a, b in pairs), default=0.0)
+    return least if math.isfinite(least) else 0.0
+
+
+def _exported(job: Job, compiled: list[sepc.CompiledModel]) -> Runner:
+    """`sepc.compile`; appends what it makes to `compiled`."""
+    os.environ["SEPC_CACHE"] = "0"  # The time to build is that of compiling.
+    model = sepc.compile(job.model, example_inputs=job.inputs, num_threads=job.threads)
+    compiled.append(model)
+    return Runner(lambda: model(*job.inputs), _tensors, {"compile_times_s": dict(model.compile_times)})
+
+
+def _by_dynamo(job: Job) -> Runner:
+    """`torch.compile` with sepc as its backend."""
+    import torch._dynamo
+
+    if "sepc" not in torch._dynamo.list_backends(exclude_tags=()):
+        raise NotImplementedError(UNAVAILABLE)
+    torch._dynamo.reset()
+    os.environ["SEPC_CACHE"] = "0"
+    model = torch.compile(job.model, backend="sepc")
+    with torch.inference_mode():  # It compiles in the first call.
+        model(*job.inputs)
+    return Runner(lambda: model(*job.inputs), _tensors)
+
+
+def _tensors(result: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+
+def partition(graph_module: fx.GraphModule) -> Partition:
+    """Who computes what in the graph of a compiled model."""
+    flops, moved, regions, convolutions = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    fallbacks: Counter[str] = Counter()
+    for node, graph in region.regions(graph_module):
+        kernel = region.info(node).kernel
+        regions[kernel] += 1
+        flops[kernel] += count_flops(graph)
+        moved[kernel] += _compulsory_bytes(node, graph)
+        convolutions[kernel] += sum(is_convolution(inner) for inner in region.computations(graph))
+        if region.info(node).reason:
+            fallbacks[region.info(node).reason] += 1
+    return Partition(dict(flops), dict(moved), dict(regions), dict(convolutions), dict(fallbacks))
+
+
+def is_convolution(node: fx.Node) -> bool:
+    """Whether `node` calls a convolution of any number of dimensions, transposed or not."""
+    return node.op == "call_function" and str(node.target).startswith(("aten.conv", "aten._convolution"))
+
+
+def count_flops(graph: fx.GraphModule) -> int:
+    """Floating-point operations of the convolutions and matrix products of a region's graph, without computing it."""
+    arguments = [torch.empty_like(ops.tensor(node), device="meta") for node in region.placeholders(graph)]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _OnMeta(graph).run(*arguments)
+    return int(counter.get_total_flops())
+
+
+class _OnMeta(fx.Interpreter):
+    """Runs a graph on tensors without data."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
+        """A constant, as a tensor without data."""
+        return torch.empty_like(super().get_attr(target, args, kwargs), device="meta")
+
+
+def _compulsory_bytes(node: fx.Node, graph: fx.GraphModule) -> int:
+    values = [node, *node.all_input_nodes, *(inner for inner in graph.graph.nodes if inner.op == "get_attr")]
+    tensors = [value.meta["val"] for value in values]
+    return sum(one.numel() * one.dtype.itemsize for one in tensors if isinstance(one, torch.Tensor))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the row of one model as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage.one_model")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--size", type=int, metavar="N")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE")
+    options = parser.parse_args(arguments)
+    row = run(options.model, options.rounds, options.ways, options.size)
+    options.output.write_text(json.dumps(asdict(row)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""From a stage, as numbers, with its tiling to its emitter; constants are packed into the order of reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from sepc.backends.arguments import THREAD_GAP_ELEMENTS, Arguments, FloatArray
+from sepc.backends.sink import Sink, is_transposed
+from sepc.backends.stages import dense, lanewise, product, strassen, winograd
+from sepc.backends.stages.chain import RowStage
+from sepc.backends.stages.interleaved import InterleavedStage, interleaving
+from sepc.backends.stages.kernel import Frame
+from sepc.backends.stages.mapping import MappingStage
+from sepc.backends.stages.normalization import NormalizationStage
+from sepc.backends.stages.pooling import PoolingStage
+from sepc.backends.stages.softmax import SoftmaxStage
+from sepc.backends.stages.vector import Operand
+from sepc.cost_model.tiling import (
+    DenseTiling,
+    InterleavedTiling,
+    LaneTiling,
+    RowTiling,
+    StrassenTiling,
+    Tiling,
+    WinogradTiling,
+)
+from sepc.errors import VerificationError
+from sepc.ir import ops
+from sepc.ir.phases import Interleaved
+from sepc.ir.problem import Problem
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax
+
+# Makes a stage in a frame, given the operand that it reads (elementwise stages do not) and where its results go.
+StageMaker = Callable[[Frame, Operand, Sink], RowStage]
+
+
+def stage_maker(problem: Problem, tiling: Tiling, arguments: Arguments, turn_rows: int = 1) -> StageMaker:
+    """What makes the problem's stage; adds the constants that it reads to `arguments`.
+
+    In a chain the stage computes about `turn_rows` rows at a time.
+    """
+    anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes
+    if isinstance(stage, Map) and anchor is None and isinstance(tiling, RowTiling):
+        transposes = any(is_transposed(strides) for strides in problem.operands.values()) and len(stage.extents) > 1
+        return lambda frame, read, sink: MappingStage(
+            stage, tiling, lanes, sink.compute, sink.compute_tile if transposes else None
+        )
+    if isinstance(stage, Convolution) and anchor is not None:
+        return _convolution_maker(problem, anchor, stage, tiling, arguments, turn_rows)
+    if isinstance(stage, Interleaved) and anchor is not None and isinstance(tiling, InterleavedTiling):
+        return _interleaved_maker(anchor, stage, tiling, arguments)
+    if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
+        return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
+    if isinstance(stage, Normalization) and anchor is not None and isinstance(tiling, RowTiling):
+        return _normalization_maker(anchor, stage, tiling, arguments)
+    raise _misfit(stage, tiling)
+
+
+def _misfit(stage: object, tiling: Tiling) -> VerificationError:
+    why = f"{type(tiling).__name__} for {type(stage).__name__}"
+    return VerificationError("A tiling does not fit its stage", why=why)
+
+
+def _convolution_maker(
+    problem: Problem, anchor: fx.Node, conv: Convolution, tiling: Tiling, arguments: Arguments, turn_rows: int
+) -> StageMaker:
+    """A convolution, a linear layer or a product of two tensors."""
+    match tiling:
+        case DenseTiling() if problem.factor is not None:
+            return _factors_maker(problem, problem.factor, conv, tiling, arguments)
+        case DenseTiling() | LaneTiling():
+            return _plain_maker(anchor, conv, tiling, arguments, turn_rows)
+        case StrassenTiling():
+            return _product_maker(anchor, conv, tiling, arguments, problem.epilogue_cost)
+        case WinogradTiling():
+            return _tile_maker(anchor, conv, tiling, arguments)
+    raise _misfit(conv, tiling)
+
+
+def _plain_maker(
+    anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: Arguments, turn_rows: int
+) -> StageMaker:
+    """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
+    packed = _packed(_weight(anchor, conv, arguments), conv, tiling, arguments)
+    name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
+
+    def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
+        weights, biases = frame.buffers[name], frame.buffers.get(bias)
+        if isinstance(tiling, LaneTiling):
+            return lanewise.LanewiseStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish)
+        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, turn_rows)
+
+    return make
+
+
+def _packed(
+    weight: FloatArray, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: Arguments
+) -> FloatArray:
+    """`weight` in the order in which the kernel reads it."""
+    if isinstance(tiling, LaneTiling):
+        return lanewise.pack_weights(weight, conv, arguments.lanes)
+    return dense.pack_weights(weight, conv, tiling.panel)
+
+
+def _interleaved_maker(
+    anchor: fx.Node, stage: Interleaved, tiling: InterleavedTiling, arguments: Arguments
+) -> StageMaker:
+    """Pack the constants of every phase of the transposed convolution `anchor`, and add them to `arguments`."""
+    layer = ops.ConvTranspose.of(anchor)
+    whole, blocks = arguments.array(layer.weight), tuple(zip(stage.phases, tiling.phases, strict=True))
+    names = [
+        arguments.constant("weight", _packed(phase.weight(whole), phase.convolution, block, arguments))
+        for phase, block in blocks
+    ]
+    bias = _bias(anchor, arguments)
+
+    def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
+        biases, stages = frame.buffers.get(bias), list[RowStage]()
+        for (phase, block), name in zip(blocks, names, strict=True):
+            conv, weights, finish = phase.convolution, frame.buffers[name], interleaving(stage, phase, sink.finish)
+            if isinstance(block, LaneTiling):
+                stages.append(lanewise.LanewiseStage(conv, block, arguments.lanes, read, weights, biases, finish))
+            else:
+                stages.append(dense.DenseStage(conv, block, read, weights, biases, finish))
+        return InterleavedStage(stages)
+
+    return make
+
+
+def _normalization_maker(anchor: fx.Node, stage: Normalization, tiling: RowTiling, arguments: Arguments) -> StageMaker:
+    """The same for a layer normalisation or a softmax."""
+    lanes = arguments.lanes
+    if isinstance(stage, Softmax):
+        return lambda frame, read, sink: SoftmaxStage(stage, tiling, lanes, read, sink.finish)
+    norm = ops.LayerNorm.of(anchor)
+    gain = arguments.constant("gain", arguments.array(norm.weight)) if norm.weight is not None else ""
+    shift = arguments.constant("shift", arguments.array(norm.bias)) if norm.bias is not None else ""
+    return lambda frame, read, sink: NormalizationStage(
+        stage, tiling, lanes, read, sink.finish, frame.buffers.get(gain), frame.buffers.get(shift)
+    )
+
+
+def _factors_maker(
+    problem: Problem, factor: fx.Node, stage: Convolution, tiling: DenseTiling, arguments: Arguments
+) -> StageMaker:
+    """The same for a product of two tensors, the right one of which is read where it lies."""
+    extents = (stage.batch, stage.out_height, stage.in_channels, stage.out_channels)
+    name = arguments.tensor(factor, problem.factor_strides, extents)
+
+    def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
+        right = Operand(frame.buffers[name], problem.factor_strides)
+        return dense.DenseStage(stage, tiling, read, None, None, sink.finish, factor=right)
+
+    return make
+
+
+def _product_maker(
+    anchor: fx.Node, conv: Convolution, tiling: StrassenTiling, arguments: Arguments, epilogue_cost: int
+) -> StageMaker:
+    """The same for a matrix product of halves, which also needs scratch."""
+    packed = strassen.pack_weights(_weight(anchor, conv, arguments), conv, tiling.product.panel)
+    name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
+    per_thread = strassen.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
+    scratch = arguments.scratch(per_thread)
+
+    def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
+        weights, biases = frame.buffers[name], frame.buffers.get(bias)
+        memory = product.Scratch(frame.buffers[scratch], frame.thread * per_thread)
+        return strassen.StrassenStage(
+            conv, tiling, arguments.lanes, read, weights, biases, sink.finish, memory, epilogue_cost
+        )
+
+    return make
+
+
+def _tile_maker(anchor: fx.Node, conv: Convolution, tiling: WinogradTiling, arguments: Arguments) -> StageMaker:
+    """The same for a convolution by Winograd's algorithm."""
+    packed = winograd.pack_weights(_weight(anchor, conv, arguments), conv, tiling)
+    name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
+    per_thread = winograd.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
+    scratch = arguments.scratch(per_thread)
+
+    def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
+        weights, biases = frame.buffers[name], frame.buffers.get(bias)
+        memory = product.Scratch(frame.buffers[scratch], frame.thread * per_thread)
+        return winograd.WinogradStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish, memory)
+
+    return make
+
+
+def _weight(anchor: fx.Node, conv: Convolution, arguments: Arguments) -> FloatArray:
+    """The weights of the convolution or linear layer `anchor`: [O, I/groups, KH, KW]."""
+    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+    array = arguments.array(accessor.weight)
+    return array.reshape(*array.shape[:2], conv.kernel_rows, conv.kernel[1])
+
+
+def _bias(anchor: fx.Node, arguments: Arguments) -> str:
+    """Add the bias of `anchor` to `arguments`; returns its parameter name, empty where there is none."""
+    accessors = (ops.Linear, ops.Conv, ops.ConvTranspose)
+    accessor = next(accessor for accessor in accessors if accessor.matches(anchor)).of(anchor)
+    return "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))
