@@ -293,6 +293,18 @@ def test_results_that_are_views_of_an_input_are_that(told: Callable[[], list[str
     assert "do not lie in memory" in told()[0]
 
 
+def test_graphs_after_a_break_in_inference_mode_are_compiled(told: Callable[[], list[str]]) -> None:
+    def broken(self: Any, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        torch._dynamo.graph_break()
+        return self.norm(y).relu()
+
+    layer = model(broken)
+    with torch.inference_mode():
+        check(compiled(layer)(X), layer(X))
+    assert not told()
+
+
 def test_a_model_made_in_inference_mode_runs_in_pytorch(told: Callable[[], list[str]]) -> None:
     with torch.inference_mode():
         module = model()

@@ -44,10 +44,8 @@ def expected_effects(graph_module: fx.GraphModule, args: Sequence[Any]) -> list[
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with torch.inference_mode(mode=False), torch.no_grad():
-        given = [mode.from_tensor(one, static_shapes=True) if isinstance(one, torch.Tensor) else one for one in args]
-        held: dict[str, torch.Tensor] = {
-            name: mode.from_tensor(one, static_shapes=True) for name, one in state(graph_module).items()
-        }
+        given = [_stand_in(one, mode) if isinstance(one, torch.Tensor) else one for one in args]
+        held = {name: _stand_in(one, mode) for name, one in state(graph_module).items()}
         tensors = [one for one in (*given, *held.values()) if isinstance(one, torch.Tensor)]
         versions = [one._version for one in tensors]
         try:
@@ -59,6 +57,14 @@ def expected_effects(graph_module: fx.GraphModule, args: Sequence[Any]) -> list[
         if [one._version for one in tensors] != versions:
             raise ModelError("A graph changes its inputs, or a buffer of the model", fix="return a new tensor")
         return effects_of(results, [*given, *held.values()])
+
+
+def _stand_in(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """`tensor` without memory; one that counts writes, which those made in inference mode do not."""
+    if not tensor.is_inference():
+        return mode.from_tensor(tensor, static_shapes=True)
+    with mode:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def effects_of(results: Any, inputs: Sequence[Any]) -> list[Effect]:

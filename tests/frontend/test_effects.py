@@ -70,6 +70,13 @@ def test_writes_are_refused_and_not_done(function: Callable[..., Any]) -> None:
     assert all(bool((one == 1).all()) for one in graph.parameters())
 
 
+def test_writes_to_tensors_made_in_inference_mode_are_refused_too() -> None:
+    with torch.inference_mode():
+        x = torch.ones(3)
+    with pytest.raises(ModelError, match="changes its inputs"):
+        expected_effects(fx.symbolic_trace(lambda x: x.add_(1)), (x,))
+
+
 def test_what_cannot_run_without_memory_is_refused() -> None:
     with pytest.raises(ModelError, match="without memory"):
         expected_effects(graph_of(lambda self, x: x.flatten()[x.sum().to(torch.int64).item() :]), [X])
