@@ -38,7 +38,7 @@ def default_size(name: str) -> int:
         return DEFAULT_SIZE
     from timm.models import get_pretrained_cfg
 
-    configuration = get_pretrained_cfg(name, allow_unregistered=False)
+    configuration = get_pretrained_cfg(name)
     return int(configuration.input_size[-1]) if configuration is not None else DEFAULT_SIZE
 
 

@@ -107,11 +107,11 @@ def test_a_batch_of_none_and_of_one(batch: int) -> None:
 @pytest.mark.parametrize(
     ("layer", "shape", "reason"),
     [
-        (nn.Conv3d(2, 3, 3, padding=1), (1, 2, 4, 5, 6), "5 dimensions"),
-        (nn.ConvTranspose2d(4, 3, 3, 2), (2, 4, 5, 5), "no stage for aten.conv"),
-        (nn.MaxPool3d(2), (1, 2, 4, 4, 4), "max_pool3d"),
+        (nn.ConvTranspose2d(4, 3, 9, 9), (2, 4, 5, 5), "81 phases"),
+        (nn.Fold((4, 5), (2, 2)), (1, 8, 12), "no stage for aten.col2im"),
+        (nn.AdaptiveMaxPool2d(3), (1, 2, 8, 8), "several results"),
     ],
-    ids=["conv3d", "transposed", "max_pool3d"],
+    ids=["many phases", "fold", "adaptive_max_pool2d"],
 )
 def test_a_layer_without_a_stage_falls_back_to_pytorch(layer: nn.Module, shape: tuple[int, ...], reason: str) -> None:
     compiled = check(layer, torch.randn(shape))
