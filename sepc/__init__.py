@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sepc.errors import ArtifactError, BuildError, InputError, ModelError, SepcError, TargetError, VerificationError
 
 if TYPE_CHECKING:
-    from sepc._compile import compile  # noqa: A004 -- the public name, as PyTorch's own
+    from sepc._compile import compile, explain  # noqa: A004 -- the public name, as PyTorch's own
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
+    from sepc.report.explanation import Explanation, RegionExplanation
     from sepc.runtime.model import LoadedModel, load
     from sepc.runtime.report import Profile, RegionProfile, RegionReport
     from sepc.target import Target
@@ -23,10 +24,12 @@ __all__ = [
     "ArtifactError",
     "BuildError",
     "CompiledModel",
+    "Explanation",
     "InputError",
     "LoadedModel",
     "ModelError",
     "Profile",
+    "RegionExplanation",
     "RegionProfile",
     "RegionReport",
     "SepcError",
@@ -36,6 +39,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compile",
+    "explain",
     "load",
 ]
 
@@ -44,8 +48,11 @@ _LAZY = {
     "calibrate": "sepc.cost_model.calibrate",
     "compile": "sepc._compile",
     "CompiledModel": "sepc.compiled",
+    "Explanation": "sepc.report.explanation",
+    "explain": "sepc._compile",
     "LoadedModel": "sepc.runtime.model",
     "Profile": "sepc.runtime.report",
+    "RegionExplanation": "sepc.report.explanation",
     "RegionProfile": "sepc.runtime.report",
     "RegionReport": "sepc.runtime.report",
     "Target": "sepc.target",

@@ -19,7 +19,6 @@ from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
-from sepc.fallback import require_kernels
 from sepc.frontend.export import Captured, export, finish
 from sepc.ir import ops, region
 from sepc.runtime.executable import Executable
@@ -30,6 +29,7 @@ from sepc.target import Target
 
 if TYPE_CHECKING:
     from sepc.passes.manager import PassRecord
+    from sepc.report.explanation import Explanation
 
 
 def compile(  # noqa: A001 -- the public name, as PyTorch's own
@@ -69,6 +69,31 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
+
+
+def explain(
+    model: nn.Module | ExportedProgram,
+    *inputs: Any,
+    target: str | Target = "native",
+    num_threads: int | None = None,
+    optimize: Objective = "time",
+    verify_each: bool = False,
+) -> Explanation:
+    """What becomes of `model` for these positional arguments, and why: who computes what, where the time goes.
+
+    Nothing is run, so that any target will do; what has no kernel is told, where `compile` might refuse it. Print the
+    result, or write it as a page by ``to_html(path)``, or take it as data by ``to_dict()``.
+
+    Args:
+        model: a module, or an ExportedProgram.
+        *inputs: the arguments to explain it for.
+        target: as all that follows, and what is raised, as for `compile`.
+        num_threads: threads per call.
+        optimize: "time" or "memory".
+        verify_each: compare results before and after every pass.
+    """
+    compiled = compile(model, target=target, num_threads=num_threads, optimize=optimize, verify_each=verify_each)
+    return compiled.explain(*inputs)
 
 
 logger = logging.getLogger("sepc")
@@ -136,18 +161,14 @@ def specialize(
     kwargs: Mapping[str, Any],
     signature: Signature,
     optimize: Objective = "time",
-    fullgraph: bool = False,
     verify_each: bool = False,
 ) -> Compiled:
     """Compile `model` as it runs on ``(*args, **kwargs)``, or take it from the cache; raises what `compile` raises.
 
-    `signature` is that of the arguments.
+    `signature` is that of the arguments. Whether anything may be left to PyTorch is for `sepc.fallback` to say.
     """
     with _no_autocast():
-        compiled = _specialize(model, target, threads, args, kwargs, signature, optimize, verify_each)
-    # Afterwards, and so in the same way for what comes from the cache, which is of compilations of both kinds.
-    require_kernels(compiled, target, fullgraph)
-    return compiled
+        return _specialize(model, target, threads, args, kwargs, signature, optimize, verify_each)
 
 
 def _specialize(
@@ -303,9 +324,8 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: Executable) -> Reg
     cost = choice.cost if choice is not None and info.kernel == "sepc" else None
     values = [node, *node.all_input_nodes]
     values += [inner for inner in graph.graph.nodes if inner.op == "get_attr"]
-    moved = sum(
-        ops.tensor(v).numel() * ops.dtype(v).itemsize for v in values if isinstance(v.meta["val"], torch.Tensor)
-    )
+    tensors = [leaf for value in values for leaf in pytree.tree_leaves(value.meta["val"])]
+    moved = sum(one.numel() * one.dtype.itemsize for one in tensors if isinstance(one, torch.Tensor))
     return RegionReport(
         name=node.name,
         kind=info.kind,

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sepc.errors import InputError, SepcError
+from sepc.fallback import require_kernels
 from sepc.runtime.model import Key, Model
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Signature
@@ -21,6 +22,7 @@ from sepc.target import Target
 if TYPE_CHECKING:
     from sepc._compile import Compiled
     from sepc.cost_model.chain import Objective
+    from sepc.report.explanation import Explanation
 
 # Compiled shapes that one model keeps before it refuses another one.
 DEFAULT_SHAPE_LIMIT = 16
@@ -83,6 +85,24 @@ class CompiledModel(Model):
         lowered = self._last().lowered
         return "\n".join(lowered.source(symbol, form, self.target) for symbol in found.symbols)
 
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """What becomes of the model for these arguments, and why; without any, what became of what was compiled last.
+
+        Nothing is run, so that any target will do; what has no kernel is told, where a call might refuse it.
+        """
+        from sepc.report.explanation import Explanation
+
+        compiled = self._compiled_for(args, kwargs) if args or kwargs else self._last()
+        return Explanation.of(type(self._model).__name__, compiled, self.target)
+
+    def _compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+        """What is compiled for these arguments; compiled now, and not kept, if they are new."""
+        from sepc._compile import Compiled
+
+        key, leaves, spec = self._key(args, kwargs)
+        known = self._known(key)
+        return known if isinstance(known, Compiled) else self._specialize(leaves, spec)
+
     def _last(self) -> Compiled:
         self._current()  # Says so if there is none.
         assert self._compiled is not None
@@ -90,29 +110,27 @@ class CompiledModel(Model):
 
     def _missing(self, key: Key, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Specialization:
         """Compile for a new signature, once even if several threads ask."""
-        from sepc._compile import specialize
-
         with self._lock:
             if key in self._specializations:
                 return self._specializations[key]
             self._check(key, leaves, spec)
-            # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call.
-            distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-            args, kwargs = pytree.tree_unflatten(distinct, spec)
-            self._compiled = specialize(
-                self._model,
-                self.target,
-                self.threads,
-                args,
-                kwargs,
-                Signature.of(spec, leaves),
-                self._optimize,
-                self._fullgraph,
-                self._verify_each,
-            )
-            self._latest = self._specializations[key] = self._compiled
+            compiled = self._specialize(leaves, spec)
+            # Afterwards, and so in the same way for what comes from the cache, which is of compilations of both kinds.
+            require_kernels(compiled, self.target, self._fullgraph)
+            self._compiled = self._latest = self._specializations[key] = compiled
             self._ranks.setdefault(spec, _ranks(leaves))
-            return self._compiled
+            return compiled
+
+    def _specialize(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Compiled:
+        """The model compiled for these arguments, whatever is left to PyTorch."""
+        from sepc._compile import specialize
+
+        # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call.
+        distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(distinct, spec)
+        signature = Signature.of(spec, leaves)
+        options = self._optimize, self._verify_each
+        return specialize(self._model, self.target, self.threads, args, kwargs, signature, *options)
 
     def _check(self, key: Key, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:
         """Raise InputError for what must not be compiled: another rank, or too many shapes."""

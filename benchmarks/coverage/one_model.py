@@ -19,16 +19,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import fx
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 import sepc
 from benchmarks import models
 from benchmarks.coverage import zoo
 from benchmarks.measure import describe, measure
 from benchmarks.peers import Job, Runner, eager
-from sepc.ir import ops, region
 
 EXPORT: Final = "export"
 DYNAMO: Final = "dynamo"
@@ -98,7 +95,7 @@ def run(name: str, rounds: int, ways: Sequence[str] = WAYS, size: int | None = N
     results = measure(Job(module, inputs, 1), wanted, max(rounds, 1), builders, turn_s=TURN_S if rounds else 0.0)
     row.ways = {way: result.to_json() for way, result in results.items()}
     if compiled:
-        row.partition = partition(compiled[0].graph_module)
+        row.partition = partition(compiled[0].explain())
     return row
 
 
@@ -140,46 +137,26 @@ def _tensors(result: object) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 
-def partition(graph_module: fx.GraphModule) -> Partition:
-    """Who computes what in the graph of a compiled model."""
-    flops, moved, regions, convolutions = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    fallbacks: Counter[str] = Counter()
-    for node, graph in region.regions(graph_module):
-        kernel = region.info(node).kernel
-        regions[kernel] += 1
-        flops[kernel] += count_flops(graph)
-        moved[kernel] += _compulsory_bytes(node, graph)
-        convolutions[kernel] += sum(is_convolution(inner) for inner in region.computations(graph))
-        if region.info(node).reason:
-            fallbacks[region.info(node).reason] += 1
-    return Partition(dict(flops), dict(moved), dict(regions), dict(convolutions), dict(fallbacks))
+def partition(explanation: sepc.Explanation) -> Partition:
+    """Who computes what of a compiled model."""
+    totals = {who: total for who, total in explanation.by_kernel.items() if total.regions}
+    convolutions, fallbacks = Counter[str](), Counter[str]()
+    for one in explanation.regions:
+        convolutions[one.kernel] += sum(map(is_convolution, one.ops))
+        if one.reason:
+            fallbacks[one.reason] += 1
+    return Partition(
+        {who: total.flops for who, total in totals.items()},
+        {who: total.bytes_moved for who, total in totals.items()},
+        {who: total.regions for who, total in totals.items()},
+        dict(convolutions),
+        dict(fallbacks),
+    )
 
 
-def is_convolution(node: fx.Node) -> bool:
-    """Whether `node` calls a convolution of any number of dimensions, transposed or not."""
-    return node.op == "call_function" and str(node.target).startswith(("aten.conv", "aten._convolution"))
-
-
-def count_flops(graph: fx.GraphModule) -> int:
-    """Floating-point operations of the convolutions and matrix products of a region's graph, without computing it."""
-    arguments = [torch.empty_like(ops.tensor(node), device="meta") for node in region.placeholders(graph)]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _OnMeta(graph).run(*arguments)
-    return int(counter.get_total_flops())
-
-
-class _OnMeta(fx.Interpreter):
-    """Runs a graph on tensors without data."""
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> torch.Tensor:
-        """A constant, as a tensor without data."""
-        return torch.empty_like(super().get_attr(target, args, kwargs), device="meta")
-
-
-def _compulsory_bytes(node: fx.Node, graph: fx.GraphModule) -> int:
-    values = [node, *node.all_input_nodes, *(inner for inner in graph.graph.nodes if inner.op == "get_attr")]
-    tensors = [value.meta["val"] for value in values]
-    return sum(one.numel() * one.dtype.itemsize for one in tensors if isinstance(one, torch.Tensor))
+def is_convolution(op: str) -> bool:
+    """Whether an ATen operator is a convolution of any number of dimensions, transposed or not."""
+    return op.startswith(("conv", "_convolution"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,10 +50,11 @@ products of halves. MobileNetV2 got 13 such layers without it, and was no quicke
 
 @dataclass(frozen=True)
 class Choice:
-    """The tiling chosen for a stage and its predicted cost."""
+    """The tiling chosen for a stage, its predicted cost, and the best by each of the `others` of its algorithms."""
 
     tiling: Tiling
     cost: Cost
+    others: tuple[Choice, ...] = ()
 
 
 @lru_cache(maxsize=4096)
@@ -86,7 +87,17 @@ def choose(
         for block in _quickest(stage, blocks, machine, epilogue_cost)
         for tiling in task_sizes(stage, block, machine, threads)
     ]
-    return min(choices, key=lambda one: one.cost.time_us * (1.0 if _is_plain(one.tiling) else LEAST_GAIN))
+    chosen = min(choices, key=lambda one: one.cost.time_us * (1.0 if _is_plain(one.tiling) else LEAST_GAIN))
+    return replace(chosen, others=_best_of_others(chosen, choices))
+
+
+def _best_of_others(chosen: Choice, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    """The quickest of `choices` by each algorithm that is not the chosen one's."""
+    best: dict[type, Choice] = {}
+    for one in sorted(choices, key=lambda one: one.cost.time_us):
+        if type(one.tiling) is not type(chosen.tiling):
+            best.setdefault(type(one.tiling), one)
+    return tuple(best.values())
 
 
 def _is_plain(tiling: Tiling) -> bool:

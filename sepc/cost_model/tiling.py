@@ -51,6 +51,11 @@ class ProductTiling(ABC):
     def count(self) -> int:
         """How many products there are."""
 
+    @property
+    @abstractmethod
+    def algorithm(self) -> str:
+        """Its name."""
+
     @abstractmethod
     def product_of(self, convolution: Convolution) -> Convolution:
         """One of the products, a pointwise convolution over a single row.
@@ -67,6 +72,7 @@ class StrassenTiling(ProductTiling):
     """Blocking of a matrix product that is made of seven products of its halves."""
 
     count = 7
+    algorithm = "Strassen's algorithm"
 
     def product_of(self, convolution: Convolution) -> Convolution:
         """A product of halves."""
@@ -90,6 +96,11 @@ class WinogradTiling(ProductTiling):
     def size(self) -> int:
         """Rows and columns of the inputs of a tile."""
         return self.outputs + WINOGRAD_TAPS - 1
+
+    @property
+    def algorithm(self) -> str:
+        """Its name, with the size of a tile of results."""
+        return f"Winograd's algorithm of {self.outputs}×{self.outputs}"
 
     @property
     def count(self) -> int:

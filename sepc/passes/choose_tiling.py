@@ -6,7 +6,8 @@ Equation. tiling(region) = argmin over legal tilings of predicted time on the ma
 With the objective "memory", chains are only tried with the smallest window, whose ring buffers take the least scratch.
 
 Preconditions. A stage covers the region. Where none does (its tensors advance too differently to be one loop nest) the
-region is handed to PyTorch, with the reason.
+region is handed to PyTorch, with the reason. Where the algorithms of Strassen or Winograd could compute it, it is noted
+whether they do, with the predicted times of the plain form and of theirs.
 
     region_0_convolution            →    region_0_convolution, meta["sepc_tiling"] = Choice(tiling, cost)
 """
@@ -22,6 +23,7 @@ from sepc.cost_model.chain import Objective, choose_chain
 from sepc.cost_model.interleaved import choose_interleaved
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
+from sepc.cost_model.tiling import ProductTiling
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.anchors import UnsupportedRegionError
@@ -50,12 +52,28 @@ class ChooseTiling:
             if region.info(node).kernel != "sepc":
                 continue
             try:
-                node.meta["sepc_tiling"] = _choose(node, graph, machine, context.threads, self.objective)
+                found = _choose(node, graph, machine, context.threads, self.objective)
+                node.meta["sepc_tiling"] = found
+                _note_algorithms(node, found, context)
             except UnsupportedRegionError as error:
                 node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=str(error))
                 context.note(self.name, node, str(error))
                 handed_over = True
         return handed_over
+
+
+def _note_algorithms(node: fx.Node, found: Choice, context: PassContext) -> None:
+    """Record, for a region that fast algorithms could compute, which of them does, or does not, and why."""
+    every = (found, *found.others)
+    plain_us = next((one.cost.time_us for one in every if not isinstance(one.tiling, ProductTiling)), None)
+    for one in every:
+        if isinstance(one.tiling, ProductTiling):
+            time_us, by = one.cost.time_us, f"by {one.tiling.algorithm}"
+            if one is not found:
+                gains = plain_us is not None and time_us < plain_us
+                by = f"not {by}: {'too small a gain, or another gains more' if gains else 'no gain'}"
+            times_us = None if plain_us is None else (plain_us, time_us)
+            context.note(ChooseTiling.name, node, by, taken=one is found, times_us=times_us)
 
 
 def choice(node: fx.Node) -> Choice:

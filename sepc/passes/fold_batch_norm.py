@@ -59,16 +59,21 @@ class FoldBatchNorm:
             return False
         before = fold_before(node, chain, build)
         if before is None:
+            context.note(self.name, node, "folded into the weights before it", taken=True)
             return True
         after = fold_after(node, chain, build)
         if after is None:
+            context.note(self.name, node, "folded into the weights after it", taken=True)
             return True
         is_norm = any(BatchNorm.matches(one) for one in chain.nodes)
         if is_norm or before.near or after.near:
             context.note(self.name, node, f"{before.reason}; {after.reason}")
         if not is_norm and len(chain.nodes) <= chain.is_scaled + chain.is_shifted:
             return False
-        return replace(node, build, lambda: build_affine(chain, build)) is None
+        if replace(node, build, lambda: build_affine(chain, build)) is not None:
+            return False
+        context.note(self.name, node, build.description, taken=True)
+        return True
 
 
 def fold_before(node: fx.Node, chain: Affine, build: Rewriter) -> Rejection | None:

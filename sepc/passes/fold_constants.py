@@ -43,8 +43,9 @@ class ConstantFolder:
                 continue
             rejection = self._rejection(node) or self._replace(node)
             changed |= rejection is None
+            message = rejection.reason if rejection else "computed at compile time"
+            context.note(self.pass_name, node, message, taken=rejection is None)
             if rejection is not None:
-                context.note(self.pass_name, node, rejection.reason)
                 wanted.update(node.all_input_nodes)
         return changed
 

@@ -10,7 +10,8 @@ included, only the pieces of peak ≤ limit are edges, where limit is the least 
 
     limit = max over sequences (min over cuts max over pieces peak(piece)),  and the peaks of all other regions.
 
-Preconditions. At most `LONGEST` links. Each edge that is not taken is noted, with what it would have gained or lost.
+Preconditions. At most `LONGEST` links. Each edge of several regions is noted, taken or not, with the predicted times of
+its regions apart and as one kernel.
 
     %a = region_0_convolution(%x)      1×1, clamp
     %b = region_1_convolution(%a)      depthwise, clamp      →      %c = region_0_chain(%x)
@@ -56,10 +57,11 @@ class Fuse:
         count = 0
         for sequence, graph in zip(sequences, ways, strict=True):
             for begin, end in _cut(sequence, graph, context):
-                if end - begin > 1:
-                    piece = sequence.piece(begin, end)
-                    region.merge(graph_module, piece, f"region_{count}_chain", region.RegionInfo("chain"), self.name)
-                    count += 1
+                name, piece = f"region_{count}_chain", sequence.piece(begin, end)
+                times_us = _times_us(graph, begin, end)
+                context.note(self.name, sequence.nodes[begin:end], f"one kernel, {name}", taken=True, times_us=times_us)
+                region.merge(graph_module, piece, name, region.RegionInfo("chain"), self.name)
+                count += 1
         return count > 0
 
     def _ways(self, sequence: RegionSequence, machine: Machine, threads: int) -> nx.DiGraph[int]:
@@ -74,17 +76,24 @@ class Fuse:
 
 
 def _cut(sequence: RegionSequence, ways: nx.DiGraph[int], context: PassContext) -> list[tuple[int, int]]:
-    """The pieces of the quickest of the `ways` through a sequence, as half-open ranges."""
+    """The pieces of several regions on the quickest of the `ways` through a sequence, as half-open ranges."""
     path = nx.shortest_path(ways, 0, len(sequence.nodes), weight="time_us")
-    taken = list(pairwise(path))
+    taken = [(begin, end) for begin, end in pairwise(path) if end - begin > 1]
     for begin, end in ways.edges:
-        alone = [(index, index + 1) for index in range(begin, end)]
-        if end - begin > 1 and (begin, end) not in taken and all(ways.has_edge(*edge) for edge in alone):
-            gain_us = sum(ways.edges[edge]["time_us"] for edge in alone) - ways.edges[begin, end]["time_us"]
-            first, last = sequence.nodes[begin], sequence.nodes[end - 1]
-            message = f"{first.name}…{last.name} not fused: predicted gain over single kernels {gain_us:.1f} µs"
-            context.note(Fuse.name, first, message)
+        if end - begin > 1 and (begin, end) not in taken:
+            times_us = _times_us(ways, begin, end)
+            loses = times_us is not None and times_us[1] >= times_us[0]
+            reason = f"not fused: {'no gain' if loses else 'other cuts of the sequence gain more'}"
+            context.note(Fuse.name, sequence.nodes[begin:end], reason, times_us=times_us)
     return taken
+
+
+def _times_us(ways: nx.DiGraph[int], begin: int, end: int) -> tuple[float, float] | None:
+    """Predicted times of the regions from `begin` to `end` apart and as one; None where they cannot all be apart."""
+    alone = [(index, index + 1) for index in range(begin, end)]
+    if not all(ways.has_edge(*edge) for edge in alone):
+        return None
+    return sum(ways.edges[edge]["time_us"] for edge in alone), ways.edges[begin, end]["time_us"]
 
 
 def _keep_small(
@@ -108,8 +117,8 @@ def _keep_small(
             peak = graph.edges[begin, end]["peak_bytes"]
             if peak > limit:
                 graph.remove_edge(begin, end)
-                names = "…".join(node.name for node in sequence.nodes[begin:end])
-                context.note(Fuse.name, sequence.nodes[begin], f"{names} not a kernel: {peak} bytes, limit {limit}")
+                message = f"no kernel: takes {peak} bytes of memory, the limit is {limit}"
+                context.note(Fuse.name, sequence.nodes[begin:end], message)
 
 
 def _least_peak(ways: nx.DiGraph[int], end: int) -> int:

@@ -53,12 +53,15 @@ class GatherMeans:
             pools = [user for user in node.users if _averages(graph_module, user, node)]
             if not pools:
                 continue
-            reason = _obstacle(graph_module, node, pools, context)
-            if reason:
-                context.note(self.name, node, f"means of its rows not gathered: {reason}")
-                continue
-            self._gather(graph_module, node, pools)
-            changed = True
+            times_us, reason = None, _obstacle(graph_module, node, pools, context)
+            if not reason:
+                times_us = _times_us(_problems(region.submodule(graph_module, node)), pools, context)
+                reason = "" if times_us[1] < times_us[0] else "no gain"
+            message = f"means of its rows not gathered: {reason}" if reason else "gathers the means of its rows"
+            context.note(self.name, [node, *pools], message, taken=not reason, times_us=times_us)
+            if not reason:
+                self._gather(graph_module, node, pools)
+                changed = True
         return changed
 
     def _gather(self, graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.Node]) -> None:
@@ -91,7 +94,7 @@ def _averages(graph_module: fx.GraphModule, user: fx.Node, value: fx.Node) -> bo
 
 
 def _obstacle(graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.Node], context: PassContext) -> str:
-    """Why the region `node` is not to gather means for `pools`; empty if it is."""
+    """Why the region `node` cannot gather means for `pools`, or need not; empty if it can."""
     if len(pools) == len(node.users):
         return "nobody else reads the value"
     is_chain = region.info(node).kind == "chain"
@@ -102,11 +105,9 @@ def _obstacle(graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.No
     graph = region.submodule(graph_module, node)
     if result_axes(graph) != CHANNELS_SECOND or ops.shape(node)[2] == 1:
         return "it is no image with rows"
-    problems = _problems(graph)
-    if not is_chain and not _computes_rows(problems[0], context):
+    if not is_chain and not _computes_rows(_problems(graph)[0], context):
         return "its rows may be split between tasks"
-    gain_us = _gain_us(problems, pools, context)
-    return "" if gain_us > 0 else f"predicted gain {gain_us:.1f} µs"
+    return ""
 
 
 def _problems(graph: fx.GraphModule) -> tuple[Problem, ...]:
@@ -121,13 +122,15 @@ def _computes_rows(problem: Problem, context: PassContext) -> bool:
     return isinstance(stage, Convolution) and stage.lanewise(lanes) and stage.kernel != (1, 1)
 
 
-def _gain_us(problems: Sequence[Problem], pools: Sequence[fx.Node], context: PassContext) -> float:
-    """Predicted time that gathering saves."""
+def _times_us(problems: Sequence[Problem], pools: Sequence[fx.Node], context: PassContext) -> tuple[float, float]:
+    """Predicted times of the region and of the poolings, without gathering and with it."""
     machine, threads, last = context.machine_for(GatherMeans.name), context.threads, problems[-1]
     gathering = [*problems[:-1], replace(last, row_means=last.result)]
-    cost_us = piece_time_us(gathering, machine, threads) - piece_time_us(problems, machine, threads)
     stage = last.link
     image = (stage.batch, stage.out_height, stage.out_width)
     whole = Pooling(*image, 1, 1, stage.out_channels, maximum=False, adaptive=True)
-    read_us = [choose(pool, machine, threads).cost.time_us for pool in (whole, replace(whole, in_width=1))]
-    return len(pools) * (read_us[0] - read_us[1]) - cost_us
+    without, with_it = (
+        piece_time_us(links, machine, threads) + len(pools) * choose(pool, machine, threads).cost.time_us
+        for links, pool in ((problems, whole), (gathering, replace(whole, in_width=1)))
+    )
+    return without, with_it

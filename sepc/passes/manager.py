@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from sepc.errors import VerificationError
-from sepc.ir.origin import derive
+from sepc.ir.origin import derive, origin_of
 from sepc.ir.printer import describe_type, print_graph
 from sepc.ir.verify import verify, verify_numerics
 
@@ -41,11 +41,27 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Note:
-    """A decision of a pass about a node: above all a rejection, with its reason."""
+    """A decision of a pass about nodes: what it did, or what it did not do, and why.
+
+    Attributes:
+        pass_name: the pass. nodes: names of the nodes. source: the user's line that they come from, as ``file:line``.
+        message: what was done, or the reason why it was not.
+        taken: whether it was done.
+        before_us, after_us: predicted times without and with it; None where prediction does not decide.
+    """
 
     pass_name: str
-    node: str
+    nodes: tuple[str, ...]
     message: str
+    taken: bool = False
+    before_us: float | None = None
+    after_us: float | None = None
+    source: str = ""
+
+    @property
+    def gain_us(self) -> float | None:
+        """The predicted time that it saves, or would."""
+        return None if self.before_us is None or self.after_us is None else self.before_us - self.after_us
 
 
 @dataclass
@@ -64,6 +80,7 @@ class PassContext:
     threads: int = 1
     example_inputs: tuple[torch.Tensor, ...] | None = None
     notes: list[Note] = field(default_factory=list)
+    _known: set[Note] = field(default_factory=set, repr=False)
 
     def machine_for(self, pass_name: str) -> Machine:
         """The machine, for the pass of that name; raises VerificationError if none is set."""
@@ -71,10 +88,22 @@ class PassContext:
             raise VerificationError(f"{pass_name} needs a machine", fix="set PassContext.machine")
         return self.machine
 
-    def note(self, pass_name: str, node: fx.Node, message: str) -> None:
-        """Record a decision about `node`, once."""
-        note = Note(pass_name, node.name, message)
-        if note not in self.notes:
+    def note(
+        self,
+        pass_name: str,
+        about: fx.Node | Sequence[fx.Node],
+        message: str,
+        *,
+        taken: bool = False,
+        times_us: tuple[float, float] | None = None,
+    ) -> None:
+        """Record a decision about a node or several, once; `times_us` are those before and after."""
+        nodes = (about,) if isinstance(about, fx.Node) else tuple(about)
+        source = next((origin.source for origin in map(origin_of, nodes) if origin.source), "")
+        before_us, after_us = times_us or (None, None)
+        note = Note(pass_name, tuple(node.name for node in nodes), message, taken, before_us, after_us, source)
+        if note not in self._known:
+            self._known.add(note)
             self.notes.append(note)
 
 
@@ -279,6 +308,12 @@ class Rewriter:
         with self.graph_module.graph.inserting_before(self.anchor):
             return self._typed(self.graph_module.graph.get_attr(name))
 
+    @property
+    def description(self) -> str:
+        """What is built in place of what, by operators."""
+        built = [_operator(node) for node in self.created if node.op == "call_function"]
+        return f"{_operator(self.anchor)} → {', '.join(built) or ('constant' if self.created else 'its input')}"
+
     def undo(self) -> None:
         """Erase all nodes built so far."""
         for node in reversed(self.created):
@@ -290,6 +325,10 @@ class Rewriter:
         node.meta["val"] = infer(self.graph_module, node, self.mode)
         node.meta["sepc_origin"] = derive(self.pass_name, self.origins)
         return node
+
+
+def _operator(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]
 
 
 Match = TypeVar("Match")
@@ -310,16 +349,16 @@ class Rule(ABC, Generic[Match]):
         """Build what replaces the node, and return it."""
 
     def apply(self, node: fx.Node, pass_name: str, module: fx.GraphModule, context: PassContext) -> bool:
-        """Replace `node` if the rule matches, note the reason if it is rejected; returns whether it was replaced."""
+        """Replace `node` if the rule matches, and note that, or the reason if not; returns whether it was replaced."""
         found = self.match(node, module)
         if found is None:
             return False
-        rejection = found if isinstance(found, Rejection) else None
-        if not isinstance(found, Rejection):
-            match, build = found, Rewriter(module, pass_name, fake_mode(module), node, (node,))
-            rejection = replace(node, build, lambda: self.rewrite(match, build))
-        if rejection is not None:
-            context.note(pass_name, node, rejection.reason)
+        if isinstance(found, Rejection):
+            context.note(pass_name, node, found.reason)
+            return False
+        build = Rewriter(module, pass_name, fake_mode(module), node, (node,))
+        rejection = replace(node, build, lambda: self.rewrite(found, build))
+        context.note(pass_name, node, rejection.reason if rejection else build.description, taken=rejection is None)
         return rejection is None
 
 

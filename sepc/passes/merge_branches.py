@@ -63,6 +63,9 @@ class MergeBranches:
         build.origins = (*merged, build.anchor)
         rest = [term for term in terms if term.node not in merged]
         rejection = replace(build.anchor, build, lambda: build_sum(teams, rest, build))
+        for team in () if rejection else teams:
+            message = f"{len(team)} branches → one convolution"
+            context.note(self.name, [branch.term.node for branch in team], message, taken=True)
         if rejection is not None:
             context.note(self.name, build.anchor, rejection.reason)
         return rejection is None

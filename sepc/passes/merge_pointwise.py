@@ -46,8 +46,9 @@ class MergePointwise:
             build = Rewriter(graph_module, self.name, mode, node, (source, node))
             rejection = merge(source, node, build)
             changed |= rejection is None
-            if rejection is not None and rejection.near:
-                context.note(self.name, node, rejection.reason)
+            if rejection is None or rejection.near:
+                message = rejection.reason if rejection else f"one convolution with {source.name}"
+                context.note(self.name, node, message, taken=rejection is None)
         return changed
 
 

@@ -47,6 +47,7 @@ class PlaceConcatenations:
                 if reason := "it occurs twice" if twice else next(_obstacles(value, node), ""):
                     context.note(self.name, value, f"not written into {node.name}: {reason}")
                 else:
+                    context.note(self.name, value, f"written into {node.name}", taken=True)
                     value.meta["sepc_layout"] = Layout(layout(node).strides, offset, node)
                     placed = True
         return placed

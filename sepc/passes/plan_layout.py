@@ -59,7 +59,7 @@ class PlanLayout:
             elif isinstance(node.meta["val"], torch.Tensor):  # one of several results of a region
                 node.meta["sepc_layout"] = _result_layout(node, _result_order(graph_module, node.all_input_nodes[0]))
         if copies.count:
-            context.note(self.name, graph_module.graph.output_node(), f"{copies.count} copies inserted")
+            context.note(self.name, graph_module.graph.output_node(), f"{copies.count} copies inserted", taken=True)
         return True
 
 

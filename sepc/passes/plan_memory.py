@@ -66,7 +66,7 @@ class PlanMemory:
         plan = plan_memory(graph_module)
         graph_module.meta["sepc_memory"] = plan
         saved = f"arena of {plan.arena_bytes} bytes instead of {plan.unshared_bytes}"
-        context.note(self.name, graph_module.graph.output_node(), saved)
+        context.note(self.name, graph_module.graph.output_node(), saved, taken=True)
         return False
 
 

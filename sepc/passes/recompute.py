@@ -83,16 +83,35 @@ def _choose(graph_module: fx.GraphModule, node: fx.Node, machine: Machine, conte
     if not able:
         return []
     gaining = [reader for reader in able if reader.chain_us < reader.alone_us]
-    gain_us = sum(reader.alone_us - reader.chain_us for reader in gaining)
-    if len(able) == len(readers):
-        gain_of_all_us = able[0].value_us + sum(reader.alone_us - reader.chain_us for reader in able)
-        if gain_of_all_us > max(gain_us, 0.0):
-            context.note(
-                Recompute.name, node, f"computed for each of {len(able)} readers: gain {gain_of_all_us:.1f} µs"
-            )
-            return [reader.user for reader in able[:-1]]
-        context.note(Recompute.name, node, f"stored, not computed for each reader: that gains {gain_of_all_us:.1f} µs")
-    return [reader.user for reader in gaining]
+    # Of equally quick ways the first one is taken.
+    best = min(([], gaining, able), key=lambda copied: _time_us(copied, able, len(readers)))
+    for copied in [able, gaining] if len(gaining) < len(able) else [able]:
+        if copied:
+            _note(node, copied, best, able, len(readers), context)
+    return [reader.user for reader in (best[:-1] if len(best) == len(readers) else best)]
+
+
+def _time_us(copied: Sequence[_Reader], able: Sequence[_Reader], readers: int) -> float:
+    """Predicted time of the region and of those `able` to be one chain with it, if it is computed for `copied`."""
+    times_us = [reader.chain_us if reader in copied else reader.alone_us for reader in able]
+    return sum(times_us) + (able[0].value_us if len(copied) < readers else 0.0)
+
+
+def _note(
+    node: fx.Node,
+    copied: Sequence[_Reader],
+    best: Sequence[_Reader],
+    able: Sequence[_Reader],
+    readers: int,
+    context: PassContext,
+) -> None:
+    """Record whether the region is computed for each of `copied`, which it is if they are the `best` ones."""
+    times_us = _time_us([], able, readers), _time_us(copied, able, readers)
+    message = f"computed for {len(copied)} of {readers} readers"
+    if copied != best:
+        message = f"not {message}: {'no gain' if times_us[1] >= times_us[0] else 'other ways gain more'}"
+    about = [node, *(reader.user for reader in copied)]
+    context.note(Recompute.name, about, message, taken=copied == best, times_us=times_us)
 
 
 def _reader(

@@ -87,17 +87,25 @@ class Model(ABC):
 
     def _resolve(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Specialization, list[torch.Tensor]]:
         """The specialisation for these arguments, made if it is new, and their tensors as it takes them."""
+        key, leaves, spec = self._key(args, kwargs)
+        known = self._known(key)
+        return known or self._missing(key, leaves, spec), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def _key(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Key, list[Any], pytree.TreeSpec]:
+        """What these arguments are looked up by, their leaves as specialisations take them, and their structure."""
         leaves, spec = flatten(tuple(args), kwargs)
         leaves = [dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         # Work is divided when the kernels are generated, so the number of threads is part of the key.
-        key = (self.threads, call_key(spec, leaves))
+        return (self.threads, call_key(spec, leaves)), leaves, spec
+
+    def _known(self, key: Key) -> Specialization | None:
+        """The specialisation of that key, if there is one."""
         try:
-            known = self._specializations.get(key)
+            return self._specializations.get(key)
         except TypeError as error:
             raise InputError(
                 "An argument is neither a tensor nor a plain value", why=str(error), fix="pass tensors and numbers only"
             ) from error
-        return known or self._missing(key, leaves, spec), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     @abstractmethod
     def _missing(self, key: Key, leaves: Sequence[Any], spec: pytree.TreeSpec) -> Specialization:
@@ -138,6 +146,10 @@ class LoadedModel(Model):
     def source(self, region: RegionReport | str, form: str = "tirx") -> str:
         """A file does not hold sources: raises SepcError."""
         self._refuse("the source of its kernels")
+
+    def explain(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """A file does not hold what was decided: raises SepcError."""
+        self._refuse("why it became what it is")
 
     def _refuse(self, what: str) -> NoReturn:
         raise SepcError(

@@ -51,7 +51,7 @@ def row(name: str = "net", **changes: Any) -> Row:
 
 def test_the_partition_counts_convolutions_and_flops_by_who_computes_them() -> None:
     x = torch.randn(1, 3, 16, 16)
-    found = partition(sepc.compile(Mixed().eval(), example_inputs=(x,)).graph_module)
+    found = partition(sepc.explain(Mixed().eval(), x))
     assert found.convolutions["sepc"] == sum(found.convolutions.values()) == 1
     assert found.flops["sepc"] == 2 * 256 * 8 * 27
     assert found.flops["torch"] == 2 * 8 * 8 * 256
@@ -65,8 +65,8 @@ def test_the_partition_counts_convolutions_and_flops_by_who_computes_them() -> N
 
 def test_every_kind_of_convolution_counts() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(2, 3, 2), nn.Conv2d(3, 3, 1), nn.Flatten(2), nn.Conv1d(3, 2, 1))
-    compiled = sepc.compile(model.eval(), example_inputs=(torch.randn(1, 2, 4, 4),))
-    assert sum(partition(compiled.graph_module).convolutions.values()) == 3
+    explanation = sepc.explain(model.eval(), torch.randn(1, 2, 4, 4))
+    assert sum(partition(explanation).convolutions.values()) == 3
 
 
 def test_a_model_that_ignores_its_input_is_found_out() -> None:

@@ -91,6 +91,7 @@ def test_large_products_are_made_of_seven_of_their_halves_and_predicted_to_gain_
     assert isinstance(choice.tiling, StrassenTiling)
     assert isinstance(other.tiling, DenseTiling)
     assert 0.87 * other.cost.time_us < choice.cost.time_us < 0.95 * other.cost.time_us
+    assert choice.others == (other,)
 
 
 @pytest.mark.parametrize(

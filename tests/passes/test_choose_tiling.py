@@ -11,7 +11,7 @@ from torch import nn
 
 import sepc
 from sepc.cost_model.search import Choice
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, RowTiling
 from sepc.errors import VerificationError
 from sepc.frontend.export import capture
 from sepc.ir import region
@@ -57,6 +57,31 @@ def test_a_region_that_is_no_loop_nest_is_handed_to_pytorch_with_the_reason(func
     assert "advance differently" in info.reason
     assert info.reason in [note.message for note in context.notes]
     torch.testing.assert_close(sepc.compile(model)(X), model(X).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "algorithms"),
+    [
+        (nn.Conv2d(384, 512, 1), 14, {"Strassen's algorithm"}),
+        (nn.Conv2d(64, 64, 3, padding=1), 28, {"Winograd's algorithm"}),
+        (nn.Conv2d(16, 16, 3, padding=1, groups=16), 28, set()),
+    ],
+    ids=["pointwise", "3x3", "depthwise"],
+)
+def test_fast_algorithms_are_noted_with_the_time_of_the_plain_form(
+    model: nn.Conv2d, size: int, algorithms: set[str]
+) -> None:
+    module, context = passes_until("choose-tiling", model, torch.randn(1, model.in_channels, size, size))
+    node = next(node for node, _ in region.regions(module) if region.info(node).kind == "convolution")
+    notes = [note for note in context.notes if note.pass_name == "choose-tiling"]
+    assert {name for name in algorithms for note in notes if name in note.message} == algorithms
+    assert len(notes) == len(algorithms)
+    for note in notes:
+        assert note.nodes == (node.name,)
+        assert note.taken == isinstance(choice(node).tiling, ProductTiling) == note.message.startswith("by ")
+        assert choice(node).cost.time_us == (note.after_us if note.taken else note.before_us)
+        assert note.gain_us is not None
+        assert note.gain_us > 0 or not note.taken
 
 
 def test_the_pass_needs_a_machine() -> None:

@@ -172,15 +172,16 @@ def test_the_cheapest_way_is_taken(
     assert found == expected if expected else found in ([1, 2], [2, 1])
 
 
-def test_what_is_not_taken_is_noted_with_its_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_taken_and_what_is_not_are_noted_with_their_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     prices = {(5,): 2, (6,): 2, (7,): 2, (5, 6): 5, (6, 7): 2, (5, 6, 7): 4.5}
     monkeypatch.setattr(fuse, "piece_time_us", priced(prices))
-    found = messages(fused(CHANNELS)[1])
-    assert [message.partition(": ")[2] for message in found] == [
-        "predicted gain over single kernels -1.0 µs",
-        "predicted gain over single kernels 1.5 µs",
+    notes = [note for note in fused(CHANNELS)[1].notes if note.pass_name == "fuse"]
+    assert [(note.taken, note.message, note.gain_us, len(note.nodes)) for note in notes] == [
+        (False, "not fused: no gain", -1.0, 2),
+        (False, "not fused: other cuts of the sequence gain more", 1.5, 3),
+        (True, "one kernel, region_0_chain", 2.0, 2),
     ]
-    assert all("region_0" in message for message in found)
+    assert [note.nodes[0].split("_")[1] for note in notes] == ["0", "0", "1"]
 
 
 # ---- memory

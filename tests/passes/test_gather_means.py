@@ -64,7 +64,7 @@ def with_means(module: fx.GraphModule) -> int:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gathering always gains."""
-    monkeypatch.setattr(gather_means, "_gain_us", lambda problems, pools, context: 1.0)
+    monkeypatch.setattr(gather_means, "_times_us", lambda problems, pools, context: (2.0, 1.0))
 
 
 @pytest.mark.usefixtures("always")
@@ -142,9 +142,10 @@ def test_the_cost_model_decides(width: int, expected: int) -> None:
     """Means of rows of one column are no fewer than the values."""
     module, context = gathered(squeeze_and_excite, torch.randn(1, 8, 112, width))
     assert with_means(module) == expected
-    notes = [note.message for note in context.notes if note.pass_name == "gather-means"]
-    assert bool(notes) == (expected == 0)
-    assert all("predicted gain -" in note for note in notes)
+    (note,) = (note for note in context.notes if note.pass_name == "gather-means")
+    assert note.gain_us is not None
+    assert (note.taken, note.gain_us > 0, "no gain" in note.message) == (bool(expected), bool(expected), not expected)
+    assert len(note.nodes) == 2
 
 
 def test_the_pass_needs_a_machine() -> None:

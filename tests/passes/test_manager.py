@@ -136,6 +136,27 @@ def test_a_note_is_recorded_once() -> None:
     context.note("do", node, "same")
     context.note("do", node, "same")
     assert len(context.notes) == 1
+    context.note("do", node, "same", taken=True, times_us=(3.0, 2.0))
+    assert [note.gain_us for note in context.notes] == [None, 1.0]
+
+
+def test_a_note_names_its_nodes_and_the_line_that_they_come_from() -> None:
+    module, context = relu_conv(), PassContext()
+    convolution, relu = find(module, aten.conv2d.default), find(module, aten.relu.default)
+    context.note("do", [convolution, relu], "both", taken=True)
+    (note,) = context.notes
+    assert note.nodes == ("conv2d", "relu")
+    assert note.source == convolution.meta["sepc_origin"].source != ""
+
+
+def test_a_rule_notes_what_became_of_what() -> None:
+    class Swish(Grow):
+        def rewrite(self, match: fx.Node, build: Rewriter) -> fx.Node:
+            return build.call(aten.silu.default, match)
+
+    module, context = relu_conv(), PassContext()
+    assert Swish([]).apply(find(module, aten.relu.default), "do", module, context)
+    assert [(note.nodes, note.message, note.taken) for note in context.notes] == [(("relu",), "relu → silu", True)]
 
 
 def test_verify_each_finds_a_pass_that_changes_the_result() -> None:

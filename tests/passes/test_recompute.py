@@ -132,22 +132,34 @@ def test_what_is_not_computed_twice(function: Layers) -> None:
 
 
 @pytest.mark.parametrize(
-    ("chains", "copies", "message"),
+    ("chains", "copies", "noted"),
     [
-        pytest.param((5.0, 5.0), 1, "gains -2.0", id="twice costs more than once and storing"),
-        pytest.param((3.5, 3.5), 2, "gain 1.0", id="twice costs less"),
-        pytest.param((2.5, 9.0), 2, "gains -3.5", id="one gains in any case, the other reads what is stored"),
+        pytest.param((5.0, 5.0), 1, {"not computed for 2 of 2 readers: no gain": -2.0}, id="twice costs more"),
+        pytest.param((3.5, 3.5), 2, {"computed for 2 of 2 readers": 1.0}, id="twice costs less"),
+        pytest.param(
+            (2.5, 9.0),
+            2,
+            {"not computed for 2 of 2 readers: no gain": -3.5, "computed for 1 of 2 readers": 0.5},
+            id="one gains in any case, the other reads what is stored",
+        ),
+        pytest.param(
+            (1.0, 5.5),
+            2,
+            {"not computed for 2 of 2 readers: other ways gain more": 1.5, "computed for 1 of 2 readers": 2.0},
+            id="one gains more than both",
+        ),
     ],
 )
 def test_the_cheapest_way_is_taken(
-    chains: tuple[float, float], copies: int, message: str, monkeypatch: pytest.MonkeyPatch
+    chains: tuple[float, float], copies: int, noted: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prices = {("map",): 2.0, ("9",): 3.0, ("1",): 3.0, ("map", "9"): chains[0], ("map", "1"): chains[1]}
     monkeypatch.setattr(recompute, "piece_time_us", priced(prices))
     module, context = rewritten(two_branches)
     assert relus(module) == copies
-    (note,) = (note.message for note in context.notes if note.pass_name == "recompute")
-    assert message in note
+    notes = [note for note in context.notes if note.pass_name == "recompute"]
+    assert {note.message: note.gain_us for note in notes} == noted
+    assert all(note.taken != note.message.startswith("not") for note in notes)
 
 
 def test_a_reader_that_could_be_no_link_keeps_the_value_stored(monkeypatch: pytest.MonkeyPatch) -> None:

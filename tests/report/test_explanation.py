@@ -1,0 +1,270 @@
+"""What an explanation tells: who computes what and why, totals, decisions; as text, as data and as a page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import sepc
+from sepc import cache_key as keys
+from sepc.passes import fuse, gather_means
+from sepc.report.explanation_html import page
+from sepc.report.explanation_text import WIDTH, flops_text, percent, short_sources
+from sepc.target import Target
+from tests.helpers import Function
+
+X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+VOID_ELEMENTS = {"br", "meta"}
+
+
+class Mixed(nn.Module):
+    """Two convolutions of ours, a product that PyTorch runs, a softmax that TVM lowers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.second(self.norm(self.first(x)).relu()).flatten(2)  # the convolutions
+        z = torch.baddbmm(torch.ones(1, 8, 8), y, y.transpose(1, 2))  # the product
+        return z.softmax(1)
+
+
+def line(comment: str) -> str:
+    """The place of the line with that comment."""
+    lines = Path(__file__).read_text().splitlines()
+    return f"{Path(__file__).name}:{next(number for number, text in enumerate(lines, 1) if text.endswith(comment))}"
+
+
+@pytest.fixture(scope="module")
+def explanation() -> sepc.Explanation:
+    """Of `Mixed`, nothing being fused as that never gains."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuse, "piece_time_us", lambda links, *_: float(len(links) ** 2))
+        return sepc.explain(Mixed().eval(), X, target="x86-64-v3", num_threads=1)
+
+
+# ---- what it holds
+
+
+def test_who_computes_what(explanation: sepc.Explanation) -> None:
+    kinds = Counter((one.kernel, one.kind) for one in explanation.regions if one.kind != "copy")
+    assert kinds == {("sepc", "convolution"): 2, ("torch", "other"): 1, ("tvm", "other"): 1}
+    assert (explanation.model, explanation.target, explanation.threads) == ("Mixed", "x86-64-v3", 1)
+
+
+def test_flops_are_counted_alike_whoever_computes_them(explanation: sepc.Explanation) -> None:
+    assert explanation.by_kernel["sepc"].flops == 2 * 256 * 8 * (27 + 9)
+    assert explanation.by_kernel["torch"].flops == 2 * 8 * 8 * 256
+    assert explanation.by_kernel["tvm"].flops == 0
+    assert explanation.by_kernel["tvm"].bytes_moved == 2 * 4 * 64
+
+
+def test_totals_add_up(explanation: sepc.Explanation) -> None:
+    parts = explanation.by_kernel.values()
+    for name in ("regions", "flops", "bytes_moved", "predicted_us"):
+        assert sum(getattr(part, name) for part in parts) == pytest.approx(getattr(explanation.total, name))
+    assert explanation.total.regions == len(explanation.regions)
+    assert explanation.by_kernel["torch"].predicted_us == explanation.by_kernel["tvm"].predicted_us == 0
+    assert sum(explanation.us_by_bottleneck.values()) == pytest.approx(explanation.total.predicted_us)
+    assert explanation.total.predicted_us > 0
+
+
+def test_a_kernel_of_ours_has_its_tiling_time_and_bytes(explanation: sepc.Explanation) -> None:
+    first = next(one for one in explanation.regions if one.kind == "convolution")
+    assert "registers" in first.tiling
+    assert first.predicted_us >= first.compute_us > 0
+    assert first.bottleneck in ("compute", *first.bytes_per_level)
+    assert first.bytes_moved == 4 * (3 * 256 + 8 * 27 + 8 + 8 * 256)
+    assert not first.reason
+    assert [source.rpartition("/")[2] for source in first.sources] == [line("# the convolutions")]
+
+
+def test_a_fallback_shows_its_operator_the_reason_and_the_users_line(explanation: sepc.Explanation) -> None:
+    (fallback,) = (one for one in explanation.regions if one.kernel == "torch")
+    assert fallback.ops == ("baddbmm.default",)
+    assert fallback.reason == "no stage for aten.baddbmm.default"
+    assert [source.rpartition("/")[2] for source in fallback.sources] == [line("# the product")]
+    assert not fallback.bytes_per_level
+    text = str(explanation)
+    assert "not a kernel of ours: no stage for aten.baddbmm.default" in text
+    assert line("# the product") in text
+
+
+def test_bytes_of_a_region_with_two_results_count_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    def squeeze_and_excite(self: Function, x: torch.Tensor) -> torch.Tensor:
+        y = self.depth(x).relu()
+        return y * y.mean((2, 3), keepdim=True)
+
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, *_: float(len(links) ** 2))
+    monkeypatch.setattr(gather_means, "_times_us", lambda problems, pools, context: (2.0, 1.0))
+    model = Function(squeeze_and_excite, depth=nn.Conv2d(8, 8, 3, 1, 1, groups=8)).eval()
+    regions = sepc.explain(model, torch.randn(2, 8, 12, 10)).regions
+    (gathering,) = (one for one in regions if one.ops[-1] == "mean.dim" and len(one.ops) > 1)
+    assert gathering.bytes_moved == 4 * (2 * 1920 + 192 + 72 + 8)
+
+
+# ---- decisions
+
+
+def test_a_rejected_fusion_has_its_reason_and_what_it_would_lose(explanation: sepc.Explanation) -> None:
+    (note,) = (one for one in explanation.decisions if one.pass_name == "fuse")
+    assert (note.taken, note.message) == (False, "not fused: no gain")
+    assert (note.before_us, note.after_us, note.gain_us) == (2.0, 4.0, -2.0)
+    assert len(note.nodes) == 2
+    assert "fuse: 0 taken, 1 not" in str(explanation)
+
+
+def test_a_fusion_that_is_taken_names_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, *_: 1.5)
+    found = sepc.explain(Mixed().eval(), X)
+    (note,) = (one for one in found.decisions if one.pass_name == "fuse")
+    assert (note.taken, note.gain_us) == (True, 1.5)
+    (chain,) = (one for one in found.regions if one.kind == "chain")
+    assert note.message == f"one kernel, {chain.name}"
+    assert chain.flops == 2 * 256 * 8 * (27 + 9)
+    assert chain.ops[0] == chain.ops[-1] == "conv2d.default"
+
+
+def test_a_rewrite_that_is_taken_is_told_with_the_line(explanation: sepc.Explanation) -> None:
+    (note,) = (one for one in explanation.decisions if one.pass_name == "fold-batch-norm")
+    assert (note.taken, note.message, note.gain_us) == (True, "folded into the weights before it", None)
+    assert note.source.endswith(line("# the convolutions"))
+
+
+# ---- how it is shown
+
+
+def test_the_text_tells_every_region_in_120_columns(explanation: sepc.Explanation) -> None:
+    lines = str(explanation).splitlines()
+    assert max(map(len, lines)) <= WIDTH == 120
+    for one in explanation.regions:
+        assert sum(text.startswith(one.name + " ") for text in lines) == 1
+    assert next(text for text in lines if text.startswith("all ")).split()[1] == str(len(explanation.regions))
+    assert "There is no prediction for 2 of the" in str(explanation)
+
+
+def test_the_dictionary_goes_through_json_and_back(explanation: sepc.Explanation) -> None:
+    plain = explanation.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert [one["name"] for one in plain["regions"]] == [one.name for one in explanation.regions]
+    assert plain["totals"]["all"]["flops"] == sum(one["flops"] for one in plain["regions"])
+    assert len(plain["decisions"]) == len(explanation.decisions)
+    assert {one["pass_name"] for one in plain["decisions"]} <= {one["name"] for one in plain["passes"]}
+    assert next(one for one in plain["decisions"] if one["pass_name"] == "fuse")["gain_us"] == -2
+
+
+class Tables(HTMLParser):
+    """The text of every cell of every table, by the table's id; elements must close in the order that they open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: dict[str, list[list[str]]] = {}
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.table = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += attrs
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+        if tag == "table":
+            self.table = str(dict(attrs)["id"])
+            self.rows[self.table] = []
+        elif tag == "tr":
+            self.rows[self.table].append([])
+        elif tag in ("td", "th"):
+            self.rows[self.table][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open or "th" in self.open:
+            self.rows[self.table][-1][-1] += data
+
+
+def test_the_page_has_every_region_and_every_decision(explanation: sepc.Explanation, tmp_path: Path) -> None:
+    written = explanation.to_html(tmp_path / "deep" / "model.html")
+    assert written == tmp_path / "deep" / "model.html"
+    tables = Tables(written.read_text(encoding="utf-8"))
+    assert not tables.open
+    assert [row[1] for row in tables.rows["regions"][1:]] == [one.name for one in explanation.regions]
+    assert [row[3].strip() for row in tables.rows["decisions"][1:]] == [one.message for one in explanation.decisions]
+    assert [row[1] for row in tables.rows["passes"][1:]] == [one.name for one in explanation.passes]
+    assert [row[0] for row in tables.rows["totals"][1:]] == ["sepc", "TVM", "PyTorch"]
+    assert {row[0] for row in tables.rows["bottlenecks"][1:]} == explanation.us_by_bottleneck.keys()
+    fallback = next(row for row in tables.rows["regions"] if row[3] == "PyTorch")
+    assert "no stage for aten.baddbmm.default" in fallback[-1]
+    for rows in tables.rows.values():
+        assert len({len(row) for row in rows}) == 1
+
+
+def test_the_page_needs_no_network_and_shows_text_as_it_is(explanation: sepc.Explanation) -> None:
+    text = page(replace(explanation, model="<b>&amp;"))
+    assert not {name for name, _ in Tables(text).attributes} & {"src", "href", "action"}
+    assert not any(word in text for word in ("http:", "https:", "@import", "url("))
+    assert "<h1>&lt;b&gt;&amp;amp; by sepc</h1>" in text
+
+
+def test_units() -> None:
+    assert [flops_text(count) for count in (12, 1500, 2_340_000, 5e9)] == ["12", "1.5 k", "2.34 M", "5 G"]
+    assert percent(1, 8) == "12.5 %"
+    assert percent(0, 0) == "–"
+    assert short_sources(["/a/b/net.py:3", "/a/b/net.py:5", "c.py:1"]) == "b/net.py:3, 5; c.py:1"
+
+
+# ---- where it comes from
+
+
+def test_it_is_the_same_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SEPC_CACHE", "1")
+    monkeypatch.setenv("SEPC_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("sepc.cache.read_sources_digest", lambda: keys.SOURCES_DIGEST)
+    model = Mixed().eval()
+    first = sepc.explain(model, X)
+    compiled = sepc.compile(model, example_inputs=(X,))
+    assert list(compiled.compile_times) == ["capture", "cache"]
+    second = compiled.explain()
+    assert second.regions == first.regions
+    assert second.decisions == first.decisions
+    assert second.by_kernel["torch"].regions == 1
+
+
+def test_a_target_that_this_host_cannot_run_is_explained_with_its_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "missing_features", lambda self, host=None: ("avx512f",))
+    found = sepc.explain(Mixed().eval(), X, target="x86-64-v4")
+    assert [one.ops for one in found.regions if one.kernel == "torch"] == [("baddbmm.default",)]
+    with pytest.raises(sepc.ModelError, match="baddbmm"):
+        sepc.compile(Mixed().eval(), target="x86-64-v4", example_inputs=(X,))
+
+
+def test_a_compiled_model_explains_what_it_compiled_last_or_other_arguments() -> None:
+    compiled = sepc.compile(nn.Conv2d(3, 4, 3).eval(), fullgraph=True)
+    with pytest.raises(sepc.SepcError, match="Nothing is compiled yet"):
+        compiled.explain()
+    other = compiled.explain(torch.randn(1, 3, 5, 5))
+    assert other.total.flops == 2 * 9 * 4 * 27
+    with pytest.raises(sepc.SepcError, match="Nothing is compiled yet"):
+        compiled.explain()
+    compiled(X)
+    assert compiled.explain().total.flops == compiled.explain(X).total.flops == 2 * 14 * 14 * 4 * 27
+
+
+def test_a_loaded_model_knows_no_reasons(tmp_path: Path) -> None:
+    compiled = sepc.compile(nn.ReLU().eval(), example_inputs=(X,))
+    compiled.save(tmp_path / "model.sepc")
+    with pytest.raises(sepc.SepcError, match="does not know why"):
+        sepc.load(tmp_path / "model.sepc").explain()
