@@ -169,7 +169,8 @@ class Explanation:
 def _explain(report: RegionReport, node: fx.Node, graph: fx.GraphModule) -> RegionExplanation:
     lines = [origin_of(inner).source for inner in region.computations(graph)]
     sources = [line for line in lines if line] or [line for line in (origin_of(node).source,) if line]
-    cost = node.meta["sepc_tiling"].cost if report.kernel == "sepc" else None
+    choice = node.meta.get("sepc_tiling")
+    cost = choice.cost if choice is not None and report.kernel == "sepc" else None
     return RegionExplanation(
         name=report.name,
         kind=report.kind,
