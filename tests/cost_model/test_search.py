@@ -10,7 +10,7 @@ import pytest
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import candidates, choose, predict
 from sepc.cost_model.tasks import task_counts
-from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling, StrassenTiling
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, RowTiling, StrassenTiling, WinogradTiling
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
 
 ZEN5 = Machine.load("znver5")
@@ -63,9 +63,8 @@ def test_every_stage_gets_a_legal_tiling(stage: Stage, name: str, threads: int) 
             vectors = len(tiling.panel)
             assert tiling.columns * vectors + vectors + 1 <= machine.vector_registers
             assert min(tiling.columns, tiling.rows, tiling.blocks, tiling.panels) >= 1
-        case Convolution(), StrassenTiling(half=tiling):
-            assert stage.halves is not None
-            assert sum(tiling.panel) <= stage.halves.out_channels
+        case Convolution(), ProductTiling(product=tiling) as algorithm:
+            assert sum(tiling.panel) <= algorithm.product_of(stage).out_channels
         case Convolution(), LaneTiling() as tiling:
             assert stage.lanewise(machine.vector_lanes)
             assert tiling.columns * tiling.vectors < machine.vector_registers
@@ -92,6 +91,19 @@ def test_large_products_are_made_of_seven_of_their_halves_and_predicted_to_gain_
     assert isinstance(other.tiling, DenseTiling)
     assert 0.87 * other.cost.time_us < choice.cost.time_us < 0.95 * other.cost.time_us
     assert choice.others == (other,)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "outputs", "part"), [(56, 64, 4, 0.34), (14, 256, 4, 0.45), (7, 512, 2, 0.9)]
+)
+def test_dense_windows_are_computed_in_tiles_and_predicted_to_gain(
+    size: int, channels: int, outputs: int, part: float
+) -> None:
+    conv = Convolution(1, size, size, size, size, channels, channels, 1, (3, 3), (1, 1), (1, 1))
+    choice, other = choose(conv, ZEN5, 1), choose(conv, ZEN5, 1, mixing="nothing")
+    assert isinstance(choice.tiling, WinogradTiling)
+    assert choice.tiling.outputs == outputs
+    assert choice.cost.time_us < part * other.cost.time_us
 
 
 @pytest.mark.parametrize(
