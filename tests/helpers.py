@@ -1,4 +1,4 @@
-"""What several tests use: a function as a module, and the pipeline up to a pass."""
+"""What several tests use: a function as a module, the pipeline up to a pass, and nodes with types."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sepc
 from sepc.frontend.export import capture
@@ -17,6 +18,7 @@ from sepc.target import Target
 TOLERANCE = 1e-4
 NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 COSTED = ("recompute", "fuse", "gather-means")
+_MODE = FakeTensorMode()
 
 
 class Function(nn.Module):
@@ -72,3 +74,20 @@ def agrees_in_stages_of_ours(model: nn.Module, *inputs: torch.Tensor, foreign: t
     assert (result - expected).abs().max() <= TOLERANCE * expected.abs().max()
     others = [(one.ops, one.reason) for one in compiled.regions if one.kernel != "sepc"]
     assert not [(ops, reason) for ops, reason in others if not all(op.split(".")[0] in foreign for op in ops)]
+
+
+def typed(graph: fx.Graph, name: str, *sizes: int) -> fx.Node:
+    """A placeholder of `graph`, a tensor of these sizes."""
+    node = graph.placeholder(name)
+    with _MODE:
+        node.meta["val"] = torch.empty(sizes)
+    return node
+
+
+def call(graph: fx.Graph, target: Callable[..., object], *args: object, **kwargs: object) -> fx.Node:
+    """A call of `target` in `graph`, with the type of its result."""
+    node = graph.call_function(target, args, kwargs)
+    with _MODE:
+        values = fx.map_arg((args, kwargs), lambda value: value.meta["val"])
+        node.meta["val"] = target(*values[0], **values[1])
+    return node

@@ -27,7 +27,7 @@ from sepc.cost_model.tiling import (
     WinogradTiling,
 )
 from sepc.errors import VerificationError
-from sepc.ir import ops
+from sepc.ir import layers
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax
@@ -108,7 +108,7 @@ def _interleaved_maker(
     anchor: fx.Node, stage: Interleaved, tiling: InterleavedTiling, arguments: Arguments
 ) -> StageMaker:
     """Pack the constants of every phase of the transposed convolution `anchor`, and add them to `arguments`."""
-    layer = ops.ConvTranspose.of(anchor)
+    layer = layers.ConvTranspose.of(anchor)
     whole, blocks = arguments.array(layer.weight), tuple(zip(stage.phases, tiling.phases, strict=True))
     names = [
         arguments.constant("weight", _packed(phase.weight(whole), phase.convolution, block, arguments))
@@ -134,7 +134,7 @@ def _normalization_maker(anchor: fx.Node, stage: Normalization, tiling: RowTilin
     lanes = arguments.lanes
     if isinstance(stage, Softmax):
         return lambda frame, read, sink: SoftmaxStage(stage, tiling, lanes, read, sink.finish)
-    norm = ops.LayerNorm.of(anchor)
+    norm = layers.LayerNorm.of(anchor)
     gain = arguments.constant("gain", arguments.array(norm.weight)) if norm.weight is not None else ""
     shift = arguments.constant("shift", arguments.array(norm.bias)) if norm.bias is not None else ""
     return lambda frame, read, sink: NormalizationStage(
@@ -192,13 +192,13 @@ def _tile_maker(anchor: fx.Node, conv: Convolution, tiling: WinogradTiling, argu
 
 def _weight(anchor: fx.Node, conv: Convolution, arguments: Arguments) -> FloatArray:
     """The weights of the convolution or linear layer `anchor`: [O, I/groups, KH, KW]."""
-    accessor = ops.Linear.of(anchor) if ops.Linear.matches(anchor) else ops.Conv.of(anchor)
+    accessor = layers.Linear.of(anchor) if layers.Linear.matches(anchor) else layers.Conv.of(anchor)
     array = arguments.array(accessor.weight)
     return array.reshape(*array.shape[:2], conv.kernel_rows, conv.kernel[1])
 
 
 def _bias(anchor: fx.Node, arguments: Arguments) -> str:
     """Add the bias of `anchor` to `arguments`; returns its parameter name, empty where there is none."""
-    accessors = (ops.Linear, ops.Conv, ops.ConvTranspose)
+    accessors = (layers.Linear, layers.Conv, layers.ConvTranspose)
     accessor = next(accessor for accessor in accessors if accessor.matches(anchor)).of(anchor)
     return "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))

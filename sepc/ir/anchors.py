@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from sepc.ir import ops
+from sepc.ir import layers, ops
 from sepc.ir.elementwise import OPERATIONS
 from sepc.ir.phases import Axis, Interleaved, interleave
 from sepc.ir.region import computations, row_means
@@ -50,7 +50,9 @@ def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], t
     plain = tuple(range(len(shape)))
     if elementwise:
         return shape, plain, Map(shape)
-    if not any(accessor.matches(anchor) for accessor in (ops.Linear, ops.Product, ops.Softmax, ops.LayerNorm)):
+    if not any(
+        accessor.matches(anchor) for accessor in (layers.Linear, layers.Product, layers.Softmax, layers.LayerNorm)
+    ):
         return _over_images(anchor)
     return shape, plain, _over_rows(anchor)
 
@@ -59,16 +61,16 @@ def _over_rows(anchor: fx.Node) -> Stage:
     """The stage of an operator over the last dimension; all others are pixels of one row."""
     shape = ops.shape(anchor)
     pixels = math.prod(shape[:-1])
-    if ops.Linear.matches(anchor):
-        linear = ops.Linear.of(anchor)
+    if layers.Linear.matches(anchor):
+        linear = layers.Linear.of(anchor)
         inputs, outputs = ops.shape(linear.weight)[1], shape[-1]
         return Convolution(1, 1, pixels, 1, pixels, inputs, outputs)
-    if ops.Product.matches(anchor):
-        inner = ops.shape(ops.Product.of(anchor).left)[-1]
+    if layers.Product.matches(anchor):
+        inner = ops.shape(layers.Product.of(anchor).left)[-1]
         return Convolution(1, 1, pixels, 1, pixels, inner, shape[-1])
-    if ops.Softmax.matches(anchor):
+    if layers.Softmax.matches(anchor):
         return Softmax((1, 1, pixels, shape[-1]))
-    norm = ops.LayerNorm.of(anchor)
+    norm = layers.LayerNorm.of(anchor)
     if len(norm.normalized_shape) != 1:
         raise UnsupportedRegionError("layer normalisation over more than the last dimension")
     return Normalization((1, 1, pixels, shape[-1]), norm.eps)
@@ -80,10 +82,10 @@ def _over_images(anchor: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], Sta
     if len(shape) not in IMAGE_RANKS:
         raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
     axes = channel_axes(len(shape))
-    if ops.ConvTranspose.matches(anchor):
+    if layers.ConvTranspose.matches(anchor):
         transposed = _transposed(anchor)
         return transposed.extents, axes, transposed
-    stage = _convolution(anchor) if ops.Conv.matches(anchor) else _pooling(anchor)
+    stage = _convolution(anchor) if layers.Conv.matches(anchor) else _pooling(anchor)
     return (*stage.leading, stage.out_height, stage.out_width, shape[1]), axes, stage
 
 
@@ -101,7 +103,7 @@ def _depth(source: Sequence[int], out: Sequence[int], *options: Sequence[int]) -
 
 
 def _convolution(anchor: fx.Node) -> Convolution:
-    conv = ops.Conv.of(anchor)
+    conv = layers.Conv.of(anchor)
     source, out = ops.shape(unpadded(conv.input)), ops.shape(anchor)
     if len(source) != len(out):
         raise UnsupportedRegionError("a convolution without a batch dimension")
@@ -127,7 +129,7 @@ def _convolution(anchor: fx.Node) -> Convolution:
 
 
 def _transposed(anchor: fx.Node) -> Interleaved:
-    conv = ops.ConvTranspose.of(anchor)
+    conv = layers.ConvTranspose.of(anchor)
     source, out = ops.shape(conv.input), ops.shape(anchor)
     if len(source) != len(out) or len(out) != len(conv.kernel) + 2:
         raise UnsupportedRegionError("a transposed convolution without a batch dimension")
@@ -144,9 +146,9 @@ def _pooling(anchor: fx.Node) -> Pooling:
             raise UnsupportedRegionError(f"mean over dimensions {mean.dims}")
         sizes = (*_two(source[2:], 1), *_two(out[2:], 1))
         return Pooling(out[0], *sizes, out[1], False, adaptive=True, depth=_depth(source, out))
-    if not ops.Pool.matches(anchor):
+    if not layers.Pool.matches(anchor):
         raise UnsupportedRegionError(f"no stage for {anchor.target}")
-    pool = ops.Pool.of(anchor)
+    pool = layers.Pool.of(anchor)
     source = ops.shape(pool.input)
     if len(source) != len(out) or len(source) < 3:
         raise UnsupportedRegionError("a pooling without a batch dimension")

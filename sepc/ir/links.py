@@ -14,7 +14,7 @@ from typing import Final
 
 from torch import fx
 
-from sepc.ir import ops
+from sepc.ir import layers, ops
 from sepc.ir.anchors import UnsupportedRegionError, anchor_space, channel_axes, unpadded
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, Strides, operand_strides, spread_strides
@@ -30,12 +30,12 @@ Axes = tuple[int, ...]
 
 def is_anchor(node: fx.Node) -> bool:
     """Whether a link can hang on `node`."""
-    return any(accessor.matches(node) for accessor in (ops.Conv, ops.Pool, ops.Linear, ops.LayerNorm))
+    return any(accessor.matches(node) for accessor in (layers.Conv, layers.Pool, layers.Linear, layers.LayerNorm))
 
 
 def image_axes(anchor: fx.Node) -> Axes:
     """Which of (batch, row, column, channel) each dimension of the anchor's input, and of its result, runs along."""
-    return CHANNELS_SECOND if ops.Conv.matches(anchor) or ops.Pool.matches(anchor) else CHANNELS_LAST
+    return CHANNELS_SECOND if layers.Conv.matches(anchor) or layers.Pool.matches(anchor) else CHANNELS_LAST
 
 
 def links_of(region: fx.GraphModule) -> list[tuple[fx.Node | None, tuple[fx.Node, ...]]]:
@@ -140,8 +140,8 @@ def _space(anchor: fx.Node | None, epilogue: Sequence[fx.Node], axes: Axes) -> t
         return extents, Map(extents)
     _, _, stage = anchor_space(anchor, elementwise=False)
     batch, height, width, channels = extents
-    if ops.Linear.matches(anchor):
-        inputs = ops.shape(ops.Linear.of(anchor).weight)[1]
+    if layers.Linear.matches(anchor):
+        inputs = ops.shape(layers.Linear.of(anchor).weight)[1]
         return extents, Convolution(batch, height, width, height, width, inputs, channels)
     if isinstance(stage, Normalization):
         return extents, replace(stage, extents=(batch, height, width, channels))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from sepc.ir import ops
+from sepc.ir import layers, ops
 from sepc.ir.anchors import UnsupportedRegionError, anchor_of, anchor_space, channel_axes, unpadded
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.phases import Interleaved
@@ -107,7 +107,7 @@ def analyse(region: fx.GraphModule, strides: Mapping[fx.Node, Strides], *result_
         for node, own in zip(returned(region), result_strides, strict=True)
     ]
     tensor = None if anchor is None else unpadded(anchor.all_input_nodes[0])
-    if anchor is not None and ops.Product.matches(anchor):
+    if anchor is not None and layers.Product.matches(anchor):
         return product_problem(anchor, epilogue, strides, operands, written)
     source = () if tensor is None else _source(anchor, tensor, stage, strides)
     problem = Problem(stage, anchor, tensor, epilogue, source, operands, *written)
@@ -126,7 +126,7 @@ def product_problem(
     `operands` and `written` are strides over the dimensions of its result. Leading dimensions along which all tensors
     advance alike are merged; batch and row can stand for two. Raises UnsupportedRegionError where there remain more.
     """
-    product, shape = ops.Product.of(anchor), ops.shape(anchor)
+    product, shape = layers.Product.of(anchor), ops.shape(anchor)
     rank = len(shape)
 
     def spread(tensor: fx.Node) -> Strides:
@@ -182,7 +182,7 @@ def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> 
             along = sorted(along, key=lambda dim: full[0][dim], reverse=True)
     place = {dim: index for index, dim in enumerate(along)}
     final = all_axes.get(result(region), axes)
-    if ops.Product.matches(first) and final[-1] == len(extents) - 1:
+    if layers.Product.matches(first) and final[-1] == len(extents) - 1:
         return tuple(range(len(final)))  # Vectors are stored along the last dimension; the others may lie as they like.
     return tuple(sorted(range(len(final)), key=lambda dim: place[final[dim]]))
 
@@ -229,7 +229,7 @@ def _source(
 ) -> Strides:
     """Strides of the anchor's input `tensor` over its own dimensions, in the order of the iteration space."""
     shape, own = ops.shape(tensor), strides[tensor]
-    if isinstance(stage, Normalization) or (anchor is not None and ops.Linear.matches(anchor)):
+    if isinstance(stage, Normalization) or (anchor is not None and layers.Linear.matches(anchor)):
         return own
     return spread_strides(channel_axes(len(shape)), own, shape, max(4, len(shape)))
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sepc.ir.ops import BatchNorm, Binary, aten, constant, dtype, is_constant, shape
+from sepc.ir.layers import BatchNorm
+from sepc.ir.ops import Binary, aten, constant, dtype, is_constant, shape
 from sepc.passes.manager import Rejection, Rewriter
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from sepc.ir.ops import Binary, Conv, constant, dtype, is_constant, shape
+from sepc.ir.layers import Conv
+from sepc.ir.ops import Binary, constant, dtype, is_constant, shape
 from sepc.passes.affine import Affine, read_chain
 from sepc.passes.manager import Rejection
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sepc.ir.ops import BatchNorm, Conv, ConvTranspose, Linear, Permute, aten, constant, is_constant, shape
+from sepc.ir.layers import BatchNorm, Conv, ConvTranspose, Linear
+from sepc.ir.ops import Permute, aten, constant, is_constant, shape
 from sepc.passes.affine import Affine, build_affine, continues, read_chain, read_step
 from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
 

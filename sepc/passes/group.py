@@ -34,7 +34,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from sepc.ir import ops
+from sepc.ir import layers, ops
 from sepc.ir.anchors import IMAGE_RANKS
 from sepc.ir.elementwise import broadcasts, is_elementwise
 from sepc.ir.phases import MOST_PHASES
@@ -109,7 +109,7 @@ class Anchor:
 
 
 def _convolution_obstacle(node: fx.Node) -> str:
-    conv, rank = ops.Conv.of(node), len(ops.shape(node))
+    conv, rank = layers.Conv.of(node), len(ops.shape(node))
     if not _are_constant(conv.weight, conv.bias):
         return "whose weight is computed"
     if rank != len(conv.kernel) + 2:
@@ -118,7 +118,7 @@ def _convolution_obstacle(node: fx.Node) -> str:
 
 
 def _transposed_obstacle(node: fx.Node) -> str:
-    conv = ops.ConvTranspose.of(node)
+    conv = layers.ConvTranspose.of(node)
     if not _are_constant(conv.weight, conv.bias):
         return "whose weight is computed"
     phases = math.prod(conv.stride)
@@ -126,31 +126,31 @@ def _transposed_obstacle(node: fx.Node) -> str:
 
 
 def _linear_obstacle(node: fx.Node) -> str:
-    linear = ops.Linear.of(node)
+    linear = layers.Linear.of(node)
     if not _are_constant(linear.weight, linear.bias):
         return "whose weight is computed"
     return "" if len(ops.shape(linear.weight)) == 2 and len(ops.shape(node)) >= 2 else "without a batch dimension"
 
 
 def _normalization_obstacle(node: fx.Node) -> str:
-    norm = ops.LayerNorm.of(node)
+    norm = layers.LayerNorm.of(node)
     if not _are_constant(norm.weight, norm.bias):
         return "whose weight is computed"
     return "" if len(norm.normalized_shape) == 1 else "over more than the last dimension"
 
 
 def _softmax_obstacle(node: fx.Node) -> str:
-    softmax, rank = ops.Softmax.of(node), len(ops.shape(node))
+    softmax, rank = layers.Softmax.of(node), len(ops.shape(node))
     return "" if rank >= 2 and softmax.dim == rank - 1 else f"over dimension {softmax.dim} of {rank}"
 
 
 def _product_obstacle(node: fx.Node) -> str:
-    product = ops.Product.of(node)
+    product = layers.Product.of(node)
     return "" if min(len(ops.shape(factor)) for factor in (product.left, product.right)) >= 2 else "with a vector"
 
 
 def _pooling_obstacle(node: fx.Node) -> str:
-    pool = ops.Pool.of(node)
+    pool = layers.Pool.of(node)
     spatial = len(pool.kernel or pool.output_size)
     return "" if len(ops.shape(node)) == spatial + 2 else "without a batch dimension"
 
@@ -168,7 +168,7 @@ def _no_obstacle(node: fx.Node) -> str:
 
 def _input_obstacle(node: fx.Node) -> str:
     """Why the tensor that `node` works on is none that our stages read; empty where it is."""
-    reads_constants = ops.Cat.matches(node) or ops.Product.matches(node)
+    reads_constants = ops.Cat.matches(node) or layers.Product.matches(node)
     return "of a constant" if not reads_constants and ops.is_constant(node.all_input_nodes[0]) else ""
 
 
@@ -186,13 +186,13 @@ def _are_constant(*parameters: fx.Node | None) -> bool:
 
 
 ANCHORS: tuple[Anchor, ...] = (
-    Anchor("convolution", ops.Conv, _convolution_obstacle),
-    Anchor("convolution", ops.ConvTranspose, _transposed_obstacle),
-    Anchor("linear", ops.Linear, _linear_obstacle),
-    Anchor("normalization", ops.LayerNorm, _normalization_obstacle),
-    Anchor("normalization", ops.Softmax, _softmax_obstacle),
-    Anchor("product", ops.Product, _product_obstacle),
-    Anchor("pooling", ops.Pool, _pooling_obstacle),
+    Anchor("convolution", layers.Conv, _convolution_obstacle),
+    Anchor("convolution", layers.ConvTranspose, _transposed_obstacle),
+    Anchor("linear", layers.Linear, _linear_obstacle),
+    Anchor("normalization", layers.LayerNorm, _normalization_obstacle),
+    Anchor("normalization", layers.Softmax, _softmax_obstacle),
+    Anchor("product", layers.Product, _product_obstacle),
+    Anchor("pooling", layers.Pool, _pooling_obstacle),
     Anchor("pooling", ops.Mean, _mean_obstacle),
     Anchor("concatenation", ops.Cat, _no_obstacle),
 )
@@ -204,7 +204,12 @@ ANCHORS: tuple[Anchor, ...] = (
 def padded_convolution(node: fx.Node) -> fx.Node | None:
     """The convolution that can read around the zeros which `node` pads its input with, if `node` does just that."""
     user = _only_user(node)
-    if user is None or not ops.Pad.matches(node) or not ops.Conv.matches(user) or ops.Conv.of(user).input is not node:
+    if (
+        user is None
+        or not ops.Pad.matches(node)
+        or not layers.Conv.matches(user)
+        or layers.Conv.of(user).input is not node
+    ):
         return None
     return user if _pads_pixels_with_zeros(ops.Pad.of(node)) and classify(user).kernel == "sepc" else None
 

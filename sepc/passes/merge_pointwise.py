@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from sepc.ir.ops import Conv, constant, dtype, is_constant, shape
+from sepc.ir.layers import Conv
+from sepc.ir.ops import constant, dtype, is_constant, shape
 from sepc.passes.fold_batch_norm import build_layer
 from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
 

@@ -26,7 +26,7 @@ import torch
 from torch import fx
 
 from sepc.errors import VerificationError
-from sepc.ir import ops, region
+from sepc.ir import layers, ops, region
 from sepc.ir.anchors import anchor_of
 from sepc.ir.layout import Layout, layout, same_strides
 from sepc.ir.links import chain_order
@@ -101,8 +101,8 @@ def _plan_region(node: fx.Node, copies: _Copies) -> None:
         _plan_foreign_region(node, copies)
         return
     anchor, _ = anchor_of(graph)
-    if ops.Product.matches(anchor):
-        _require_rows(node, region.placeholders(graph), ops.Product.of(anchor).right, copies)
+    if layers.Product.matches(anchor):
+        _require_rows(node, region.placeholders(graph), layers.Product.of(anchor).right, copies)
     if _reads_channel_vectors(graph):
         _require_channel_vectors(node, graph, copies)
     if isinstance(node.meta["val"], torch.Tensor):
@@ -138,7 +138,7 @@ def _require_channel_vectors(node: fx.Node, graph: fx.GraphModule, copies: _Copi
     """Have the first argument of `node` come with its channels (of a normalisation: the last dimension) at stride 1."""
     value = region.inputs(node)[0]
     shape = ops.shape(value)
-    is_last = any(accessor.matches(anchor_of(graph)[0]) for accessor in (ops.LayerNorm, ops.Softmax))
+    is_last = any(accessor.matches(anchor_of(graph)[0]) for accessor in (layers.LayerNorm, layers.Softmax))
     order = tuple(range(len(shape))) if is_last else channels_last_order(len(shape))
     if shape[order[-1]] != 1 and layout(value).strides[order[-1]] != 1:
         _require(node, 0, contiguous_strides(shape, order), copies)
@@ -156,11 +156,11 @@ def _require_rows(node: fx.Node, inner: Sequence[fx.Node], factor: fx.Node, copi
 def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
     """Whether the region's first operator loads vectors of neighbouring channels."""
     anchor, _ = anchor_of(graph)
-    if ops.Conv.matches(anchor):
-        return ops.Conv.of(anchor).groups > 1
-    if ops.ConvTranspose.matches(anchor):
-        return ops.ConvTranspose.of(anchor).groups > 1
-    return any(accessor.matches(anchor) for accessor in (ops.Pool, ops.Mean, ops.LayerNorm, ops.Softmax))
+    if layers.Conv.matches(anchor):
+        return layers.Conv.of(anchor).groups > 1
+    if layers.ConvTranspose.matches(anchor):
+        return layers.ConvTranspose.of(anchor).groups > 1
+    return any(accessor.matches(anchor) for accessor in (layers.Pool, ops.Mean, layers.LayerNorm, layers.Softmax))
 
 
 def _concatenation_order(graph: fx.GraphModule, given: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from torch import fx
 from sepc.cost_model.chain import Objective, choose_chain
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import choose
-from sepc.ir import ops, region
+from sepc.ir import layers, ops, region
 from sepc.ir.anchors import anchor_of, unpadded
 from sepc.ir.links import RANK, analyse_chain, chain_of, fits, image_axes, is_anchor
 from sepc.ir.problem import Problem, contiguous_strides
@@ -75,7 +75,11 @@ def is_link(graph_module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     anchor, _ = anchor_of(region.submodule(graph_module, node))
     shape = ops.shape(anchor)
-    if not is_anchor(anchor) or len(shape) != RANK or (ops.Pool.matches(anchor) and ops.Pool.of(anchor).output_size):
+    if (
+        not is_anchor(anchor)
+        or len(shape) != RANK
+        or (layers.Pool.matches(anchor) and layers.Pool.of(anchor).output_size)
+    ):
         return False
     return shape[image_axes(anchor).index(1)] > 1
 

@@ -12,7 +12,8 @@ from torch import fx, nn
 from torch.nn import functional
 
 from sepc.frontend.export import capture
-from sepc.ir.ops import Conv, aten
+from sepc.ir.layers import Conv
+from sepc.ir.ops import aten
 from sepc.ir.printer import print_graph
 from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.manager import PassContext, PassManager

@@ -12,7 +12,7 @@ from torch import fx, nn
 import sepc
 from sepc.errors import VerificationError
 from sepc.frontend.export import capture
-from sepc.ir import ops, region
+from sepc.ir import layers, region
 from sepc.ir.printer import print_graph
 from sepc.ir.problem import Problem
 from sepc.passes import fuse
@@ -41,7 +41,9 @@ def fused(model: nn.Module, x: torch.Tensor = X, **options: Any) -> tuple[fx.Gra
 
 def links(module: fx.GraphModule) -> list[int]:
     """The number of convolutions in each region."""
-    return [sum(ops.Conv.matches(node) for node in region.computations(graph)) for _, graph in region.regions(module)]
+    return [
+        sum(layers.Conv.matches(node) for node in region.computations(graph)) for _, graph in region.regions(module)
+    ]
 
 
 def messages(context: PassContext) -> list[str]:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from benchmarks import models
 from sepc.frontend.export import capture
-from sepc.ir.ops import Conv
+from sepc.ir.layers import Conv
 from sepc.ir.printer import print_graph
 from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.fold_batch_norm import FoldBatchNorm

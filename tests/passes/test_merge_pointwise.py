@@ -9,7 +9,8 @@ import torch
 from torch import fx, nn
 
 from sepc.frontend.export import capture
-from sepc.ir.ops import Conv, shape
+from sepc.ir.layers import Conv
+from sepc.ir.ops import shape
 from sepc.ir.printer import print_graph
 from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.fold_batch_norm import FoldBatchNorm

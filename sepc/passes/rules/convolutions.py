@@ -18,7 +18,8 @@ import operator
 
 from torch import fx
 
-from sepc.ir.ops import Conv, ConvTranspose, Pad, arguments, aten, is_op, per_dimension, shape
+from sepc.ir.layers import Conv, ConvTranspose
+from sepc.ir.ops import Pad, arguments, aten, is_op, per_dimension, shape
 from sepc.passes.manager import Rejection, Rewriter, Rule
 from sepc.passes.rules.respell import Call, Respell
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from sepc.ir.ops import Mean, Pool, arguments, aten, shape
+from sepc.ir.layers import Pool
+from sepc.ir.ops import Mean, arguments, aten, shape
 from sepc.passes.manager import Rejection, Rewriter, Rule
 
 Window = tuple[fx.Node, tuple[int, ...], tuple[int, ...]]
