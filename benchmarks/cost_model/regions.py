@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from sepc.cost_model.chain import predict_chain, stage_blocks, window_steps
-from sepc.cost_model.latency import Cost, compute_cycles, predict
+from sepc.cost_model.cycles import compute_cycles
+from sepc.cost_model.latency import Cost, predict
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, candidates
 from sepc.cost_model.tiling import ChainTiling, LinkTiling, Tiling

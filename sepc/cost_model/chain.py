@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal
 
-from sepc.cost_model.latency import TASK_CYCLES, Cost, compute_cycles, time_of
+from sepc.cost_model.cycles import compute_cycles
+from sepc.cost_model.latency import TASK_CYCLES, Cost, time_of
 from sepc.cost_model.loops import FP32_BYTES, Footprint, streamed_footprint
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks, require_work

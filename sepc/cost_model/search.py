@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Final
 
-from sepc.cost_model.latency import Cost, compute_cycles, is_tight, predict
+from sepc.cost_model.blocks import is_tight
+from sepc.cost_model.cycles import compute_cycles
+from sepc.cost_model.latency import Cost, predict
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import (
     DenseTiling,

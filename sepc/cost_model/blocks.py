@@ -1,0 +1,209 @@
+"""Cycles of dense and lanewise convolutions in register blocks, on one core, their data in the first-level cache.
+
+Multiply-adds and loads, and in dense blocks the latency of the accumulators' chains, bound each innermost iteration
+from below; the slowest bound counts. Blocks and kernel-row loops add what setting them up costs.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+from sepc.cost_model.machine import Machine
+from sepc.cost_model.tiling import DenseTiling
+from sepc.ir.stage import ColumnSegment, Convolution, Stage, ceil_div, split_lanes
+
+# Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
+# EfficientNet-Lite0, ResNet-50, ConvNeXt; 10 to 14 random tilings each). A random search minimised the spread of
+# log(predicted / measured) and the regret, for dense and lanewise kernels apart; the values here lie between the two
+# results, rounded by hand. They are no properties of the core: the results differ as the comments say.
+BLOCK_CYCLES: Final = 3.5
+"""Entering and leaving one register block (fits: dense 2.7, lanewise 0.7; see `CHAIN_CYCLES` for the value here)."""
+CHAIN_CYCLES: Final = 1.0
+"""What a chain of dependent multiply-adds takes per link beyond their latency.
+
+With it and `BLOCK_CYCLES` the mean regret of the register block over 17 pointwise layers, 27 blocks each, weights not
+in the caches, fell from 6.6 to 1.0 %: blocks of just as many accumulators as hide the latency are slower than seems.
+(That was with 0.5. With 1.0 these layers are chosen alike, and 384→1536 with GELU on 3136 pixels no longer gets 9
+accumulators, which take 19.0 ms, where 16 take 16.5 ms.)
+"""
+REORDER_WINDOW: Final = 500.0
+"""Multiply-adds among which a block's end overlaps with the next one's start (fits: dense 525, lanewise 1330)."""
+EPILOGUE_EXPOSED: Final = 0.75
+"""Part of the epilogue's instructions, at least, that take time of their own: they compete with the multiply-adds.
+
+35 regions of MobileNet V1 to V3, EfficientNet-B0 and ConvNeXt on Zen 5: without it, the 90th percentile of error was
+29 %, blocks with SiLU being predicted up to 40 % too fast; with it 10 %, with all of the epilogue exposed 11 %.
+"""
+REDUCTION_LOOP_CYCLES: Final = 1.0
+"""Entering and leaving the innermost loop over input channels, per tap (fit: dense 0.2)."""
+KERNEL_ROW_CYCLES: Final = 2.5
+"""One trip of a loop over kernel rows (fits: dense 2.1, lanewise 2.5)."""
+# Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
+SPILL_FACTOR: Final = 2.3
+"""How much slower a block runs whose registers do not suffice (960→320 on 49 pixels: 9×3 vectors 2.3, 6×4 2.5)."""
+UNROLLED_CHANNELS: Final = 8
+"""Loops over at most so many input channels count as unrolled, several taps then sharing inputs in registers. Only 3
+channels were measured (slow) and 16 and more (not slow); the border between is a guess."""
+SHARED_INPUTS_FREE: Final = 20
+SHARED_INPUT_FACTOR: Final = 0.026
+"""Such a loop slows down by this for each pair of a column and a tap shared with its neighbour beyond the free ones.
+
+This and the next two follow the timings of some 25 blocks of two stems (3×3 and 7×7, stride 2, 3 input channels), to
+which they were fitted by hand: 7×7 with 3 to 5 columns 1.0 to 1.2 times the quickest, 9 columns 1.7, 14 columns 2.4.
+"""
+SPARE_REGISTERS: Final = 5
+SPARE_REGISTER_FACTOR: Final = 0.05
+"""Slowdown of such a loop per register that it lacks beside the spare ones (3×3: 13×2 vectors 1.2, 14×2 1.3)."""
+SPARE_LANEWISE_REGISTERS: Final = 2
+"""Registers that lanewise blocks need besides: 7×4 and 14×2 vectors (3×3, 32 registers) were seen to access the stack,
+and took 0 to 25 % longer than 14×1, which did not.
+"""
+UNROLLED_BLOCKS: Final = 2
+"""Loops over at most so many column blocks, of more in the row, make tight blocks spill (see `TIGHT_REGISTERS`)."""
+TIGHT_REGISTERS: Final = 3
+"""Such blocks spill if fewer than so many registers are spare: 9×3 vectors in tasks of 1 block (54 vector accesses to
+the stack per inner iteration, none in tasks of 5), 6×4 in tasks of 2. (13×2 in tasks of 1 was not slower, but counts.)
+"""
+
+
+def tap_uses(conv: Convolution, axis: int) -> int:
+    """Pairs of an output position and a kernel tap along `axis` (0 rows, 1 columns) that fall inside the input."""
+    outputs = (conv.out_height, conv.out_width)[axis]
+    available = (conv.in_height, conv.in_width)[axis]
+    uses = 0
+    for tap in range(conv.kernel[axis]):
+        offset = tap * conv.dilation[axis] - conv.padding[axis]
+        first = max(0, ceil_div(-offset, conv.stride[axis]))
+        end = min(outputs, ceil_div(available - offset, conv.stride[axis]))
+        uses += max(0, end - first)
+    return uses
+
+
+def _row_uses(conv: Convolution) -> float:
+    """Pairs of an output row of one image and a row of the kernel that fall inside the input, on average."""
+    planes = conv.depth.uses / conv.depth.out_planes if conv.depth else 1.0
+    return tap_uses(conv, 0) * planes
+
+
+@lru_cache(maxsize=4096)
+def _segments(conv: Convolution, columns: int) -> tuple[tuple[ColumnSegment, tuple[int, ...], int], ...]:
+    """The blocks of a row: segment, columns that each valid tap serves, and distinct input columns read."""
+    segments = []
+    for segment in conv.column_segments(columns):
+        if segment.interior:
+            valid = (segment.columns,) * conv.kernel[1]
+        else:
+            covered = range(segment.start, segment.start + segment.columns)
+            counts = [sum(conv.column_valid(column, tap) for column in covered) for tap in range(conv.kernel[1])]
+            valid = tuple(count for count in counts if count)
+        apart = min(conv.stride[1], conv.kernel[1]) if conv.dilation[1] == 1 else conv.kernel[1]
+        distinct = min(sum(valid), (segment.columns - 1) * apart + len(valid))
+        segments.append((segment, valid, distinct))
+    return tuple(segments)
+
+
+@lru_cache(maxsize=4096)
+def dense_cycles(
+    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
+) -> float:
+    """Cycles of a dense convolution in blocks of `columns × panel`, all panels, rows and images."""
+    width = sum(panel)
+    full, rest = divmod(conv.group_out, width)
+    cycles = full * _dense_panel_cycles(conv, columns, panel, machine, epilogue_cost) if full else 0.0
+    if rest:
+        cycles += _dense_panel_cycles(conv, columns, split_lanes(rest, max(panel)), machine, epilogue_cost)
+    return cycles * conv.images * conv.groups
+
+
+def _dense_panel_cycles(
+    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
+) -> float:
+    row_uses, total = _row_uses(conv), 0.0
+    for segment, valid, _ in _segments(conv, columns):
+        per_tap_row, multiplies = 0.0, 0.0
+        for valid_columns in valid:
+            iteration = _dense_iteration_cycles(valid_columns, panel, machine)
+            per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
+            multiplies += conv.group_in * valid_columns * len(panel)
+        per_tap_row *= _spill_factor(conv, segment.columns, len(panel), machine)
+        if conv.kernel_rows > 1:
+            per_tap_row += KERNEL_ROW_CYCLES
+        ends = ends_cycles(segment.columns * len(panel), machine, epilogue_cost, multiplies * conv.kernel_rows)
+        total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
+    return total
+
+
+def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> float:
+    """How much slower a block runs whose registers do not suffice for accumulators, weights and inputs."""
+    registers = columns * panel_vectors + panel_vectors + 1
+    if registers > machine.vector_registers:
+        return SPILL_FACTOR
+    overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
+    if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS:
+        return 1.0
+    lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
+    shared = max(0, columns * overlap - SHARED_INPUTS_FREE)
+    return 1 + SPARE_REGISTER_FACTOR * lacking + SHARED_INPUT_FACTOR * shared
+
+
+def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine) -> float:
+    """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
+    multiplies = columns * sum(1 / machine.fma_per_cycle_at(lanes) for lanes in panel)
+    loads = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in panel) + columns / machine.half_width_loads_per_cycle
+    return max(multiplies, loads, machine.fma_latency_cycles + CHAIN_CYCLES)
+
+
+def ends_cycles(vectors: int, machine: Machine, epilogue_cost: float, multiplies: float) -> float:
+    """What start and end of a block of `vectors` accumulators add: as much as does not overlap with its neighbours'
+    arithmetic.
+    """
+    stores = vectors / machine.stores_per_cycle
+    epilogue = vectors * epilogue_cost / machine.fma_per_cycle
+    exposed = 1 / (1 + REORDER_WINDOW / multiplies) if multiplies else 1.0
+    return BLOCK_CYCLES + exposed * stores + max(exposed, EPILOGUE_EXPOSED) * epilogue
+
+
+@lru_cache(maxsize=4096)
+def lanewise_cycles(conv: Convolution, columns: int, vectors: int, machine: Machine, epilogue_cost: int) -> float:
+    """Cycles of a lanewise convolution in blocks of `columns` outputs × `vectors` vectors."""
+    lanes = machine.vector_lanes
+    full, rest = divmod(conv.out_channels, lanes * vectors)
+    cycles = full * _lanewise_group_cycles(conv, columns, (lanes,) * vectors, machine, epilogue_cost) if full else 0.0
+    if rest:
+        cycles += _lanewise_group_cycles(conv, columns, split_lanes(rest, lanes), machine, epilogue_cost)
+    return cycles * conv.images
+
+
+def _lanewise_group_cycles(
+    conv: Convolution, columns: int, widths: tuple[int, ...], machine: Machine, epilogue_cost: int
+) -> float:
+    row_uses, total = _row_uses(conv), 0.0
+    fma = sum(1 / machine.fma_per_cycle_at(lanes) for lanes in widths)
+    load = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in widths)
+    # Where several input channels make up one vector, each is loaded and put in place by itself.
+    pieces = 1.0 if conv.group_out == 1 and conv.group_in == 1 else 2.0 * ceil_div(max(widths), conv.group_out)
+    for segment, valid, distinct in _segments(conv, columns):
+        iteration = max(sum(valid) * fma, (len(valid) + distinct * pieces) * load)
+        per_tap_row = conv.group_in * iteration + KERNEL_ROW_CYCLES
+        registers = segment.columns * len(widths) + len(valid) + 1 + SPARE_LANEWISE_REGISTERS
+        if registers > machine.vector_registers:
+            per_tap_row += 2 * (registers - machine.vector_registers) / machine.stores_per_cycle
+        multiplies = sum(valid) * len(widths) * conv.kernel_rows * conv.group_in
+        ends = ends_cycles(segment.columns * len(widths), machine, epilogue_cost, multiplies)
+        # Chains of dependent multiply-adds are short: they overlap with those of the next block, so latency does not
+        # count.
+        total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
+    return total
+
+
+def unrolls_tight_blocks(stage: Stage, tiling: DenseTiling, machine: Machine) -> bool:
+    """Whether a task has so few column blocks, of so many registers, that LLVM was seen to spill accumulators."""
+    tiled = isinstance(stage, Convolution) and tiling.blocks <= UNROLLED_BLOCKS < stage.out_width // tiling.columns
+    return tiled and is_tight(tiling, machine)
+
+
+def is_tight(tiling: DenseTiling, machine: Machine) -> bool:
+    """Whether accumulators, weights and an input leave fewer than `TIGHT_REGISTERS` vector registers."""
+    registers = tiling.columns * len(tiling.panel) + len(tiling.panel) + 1
+    return registers + TIGHT_REGISTERS > machine.vector_registers
