@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import fx
 
 from sepc.backends.arguments import THREAD_GAP_ELEMENTS, Arguments, FloatArray
 from sepc.backends.sink import Sink, is_transposed
-from sepc.backends.stages import dense, lanewise, product, strassen, winograd
+from sepc.backends.stages import dense, lanewise
 from sepc.backends.stages.chain import RowStage
 from sepc.backends.stages.interleaved import InterleavedStage, interleaving
 from sepc.backends.stages.kernel import Frame
 from sepc.backends.stages.mapping import MappingStage
 from sepc.backends.stages.normalization import NormalizationStage
 from sepc.backends.stages.pooling import PoolingStage
+from sepc.backends.stages.product import ProductStage, Scratch
 from sepc.backends.stages.softmax import SoftmaxStage
+from sepc.backends.stages.strassen import StrassenStage
 from sepc.backends.stages.vector import Operand
+from sepc.backends.stages.winograd import WinogradStage
 from sepc.cost_model.tiling import (
     DenseTiling,
     InterleavedTiling,
     LaneTiling,
+    ProductTiling,
     RowTiling,
     StrassenTiling,
     Tiling,
-    WinogradTiling,
 )
 from sepc.errors import VerificationError
 from sepc.ir import layers
@@ -72,10 +76,8 @@ def _convolution_maker(
             return _factors_maker(problem, problem.factor, conv, tiling, arguments)
         case DenseTiling() | LaneTiling():
             return _plain_maker(anchor, conv, tiling, arguments, turn_rows)
-        case StrassenTiling():
-            return _product_maker(anchor, conv, tiling, arguments, problem.epilogue_cost)
-        case WinogradTiling():
-            return _tile_maker(anchor, conv, tiling, arguments)
+        case ProductTiling():
+            return _product_maker(problem, anchor, conv, tiling, arguments)
     raise _misfit(conv, tiling)
 
 
@@ -157,35 +159,20 @@ def _factors_maker(
 
 
 def _product_maker(
-    anchor: fx.Node, conv: Convolution, tiling: StrassenTiling, arguments: Arguments, epilogue_cost: int
+    problem: Problem, anchor: fx.Node, conv: Convolution, tiling: ProductTiling, arguments: Arguments
 ) -> StageMaker:
-    """The same for a matrix product of halves, which also needs scratch."""
-    packed = strassen.pack_weights(_weight(anchor, conv, arguments), conv, tiling.product.panel)
+    """The same for an algorithm of several products, which also needs scratch."""
+    algorithm: type[ProductStage[Any]] = StrassenStage if isinstance(tiling, StrassenTiling) else WinogradStage
+    packed = algorithm.pack_weights(_weight(anchor, conv, arguments), conv, tiling)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
-    per_thread = strassen.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
+    per_thread = algorithm.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
     scratch = arguments.scratch(per_thread)
 
     def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
-        memory = product.Scratch(frame.buffers[scratch], frame.thread * per_thread)
-        return strassen.StrassenStage(
-            conv, tiling, arguments.lanes, read, weights, biases, sink.finish, memory, epilogue_cost
-        )
-
-    return make
-
-
-def _tile_maker(anchor: fx.Node, conv: Convolution, tiling: WinogradTiling, arguments: Arguments) -> StageMaker:
-    """The same for a convolution by Winograd's algorithm."""
-    packed = winograd.pack_weights(_weight(anchor, conv, arguments), conv, tiling)
-    name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
-    per_thread = winograd.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
-    scratch = arguments.scratch(per_thread)
-
-    def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
-        weights, biases = frame.buffers[name], frame.buffers.get(bias)
-        memory = product.Scratch(frame.buffers[scratch], frame.thread * per_thread)
-        return winograd.WinogradStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish, memory)
+        memory = Scratch(frame.buffers[scratch], frame.thread * per_thread)
+        operands = (read, weights, biases, sink.finish, memory)
+        return algorithm(conv, tiling, arguments.lanes, *operands, problem.epilogue_cost)
 
     return make
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import sepc
-from sepc.backends.stages import strassen
+from sepc.backends.stages.strassen import StrassenStage
 from sepc.cost_model import search
 from sepc.cost_model.tiling import DenseTiling, StrassenTiling
 from sepc.ir.stage import Convolution, ceil_div
@@ -130,7 +130,7 @@ def test_products_of_one_image_are_made_of_seven_and_of_several_are_not_nor_for_
 def test_packed_weights_are_the_right_factors_in_the_order_of_their_use() -> None:
     conv = Convolution(1, 1, 4, 1, 4, 4, 40)
     weight = np.arange(160, dtype=np.float32).reshape(40, 4, 1, 1)
-    packed = strassen.pack_weights(weight, conv, (16,))
+    packed = StrassenStage.pack_weights(weight, conv, StrassenTiling(DenseTiling(5, (16,), 1, 1, 1), False))
     assert packed.size == 7 * 2 * 20
     first_panel = packed[: 7 * 2 * 16].reshape(7, 2, 16)
     matrix = weight.reshape(40, 4).T
@@ -142,6 +142,6 @@ def test_packed_weights_are_the_right_factors_in_the_order_of_their_use() -> Non
 def test_scratch_holds_the_sums_of_a_task_and_the_slots_of_a_block() -> None:
     conv, block = Convolution(1, 1, 40, 1, 40, 64, 64), DenseTiling(5, (16, 16), 1, 2, 1)
     sums = 4 * 10 * 32
-    assert strassen.scratch_elements(conv, StrassenTiling(block, False)) == sums + 4 * 5 * 32
-    assert strassen.scratch_elements(conv, StrassenTiling(block, True)) == sums + 4 * 10 * 32
+    assert StrassenStage.scratch_elements(conv, StrassenTiling(block, False)) == sums + 4 * 5 * 32
+    assert StrassenStage.scratch_elements(conv, StrassenTiling(block, True)) == sums + 4 * 10 * 32
     assert ceil_div(conv.out_width, 2) == 20

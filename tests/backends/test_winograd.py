@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import sepc
-from sepc.backends.stages import winograd
+from sepc.backends.stages.winograd import WinogradStage
 from sepc.cost_model import search
 from sepc.cost_model.tiling import DenseTiling, WinogradTiling
 from sepc.ir.stage import Convolution
@@ -126,7 +126,7 @@ def test_what_is_not_finite_stays_in_its_tile() -> None:
 def test_packed_weights_are_transformed_filters_in_the_order_of_their_use() -> None:
     conv = Convolution(1, 8, 8, 8, 8, 4, 40, 1, (3, 3), (1, 1), (1, 1))
     weight = np.random.default_rng(0).standard_normal((40, 4, 3, 3)).astype(np.float32)
-    packed = winograd.pack_weights(weight, conv, WinogradTiling(DenseTiling(5, (16,), 1, 1, 1), True, 2))
+    packed = WinogradStage.pack_weights(weight, conv, WinogradTiling(DenseTiling(5, (16,), 1, 1, 1), True, 2))
     assert packed.size == 16 * 4 * 40
     first_panel = packed[: 16 * 4 * 16].reshape(4, 4, 4, 16)
     # The point 0 takes the filter's corner, infinity the opposite one.
@@ -137,5 +137,5 @@ def test_packed_weights_are_transformed_filters_in_the_order_of_their_use() -> N
 def test_scratch_holds_the_inputs_of_a_task_and_the_products_of_a_block_or_a_task() -> None:
     conv, block = Convolution(1, 8, 8, 8, 8, 4, 40, 1, (3, 3), (1, 1), (1, 1)), DenseTiling(5, (16,), 1, 2, 1)
     line = 16  # 16 tiles: a task has two blocks of 5, the last one also the tile left over
-    assert winograd.scratch_elements(conv, WinogradTiling(block, False, 2)) == 16 * (11 * 4 + line + 5 * 16 + line)
-    assert winograd.scratch_elements(conv, WinogradTiling(block, True, 2)) == 16 * (11 * 4 + line + 11 * 16 + line)
+    assert WinogradStage.scratch_elements(conv, WinogradTiling(block, False, 2)) == 16 * (11 * 4 + line + 5 * 16 + line)
+    assert WinogradStage.scratch_elements(conv, WinogradTiling(block, True, 2)) == 16 * (11 * 4 + line + 11 * 16 + line)

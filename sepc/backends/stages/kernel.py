@@ -18,6 +18,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.vector import Expr, Index
+from sepc.ir.stage import split_lanes
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,22 @@ def loop(extent: Index) -> Iterator[Index]:
         return
     with T.serial(extent) as index:
         yield index
+
+
+def for_each_vector(extent: int, lanes: int, body: Callable[[Index, int, int], None], unrolled: int = 1) -> None:
+    """Call `body(first, lanes, turn)` for vectors that cover `extent` elements: full ones, then ever narrower ones.
+
+    Full vectors come `unrolled` at a time, their `turn` counting from 0; so does that of the narrower ones.
+    """
+    step = unrolled * lanes
+    if extent >= step:
+        with loop(extent // step) as index:
+            for turn in range(unrolled):
+                body(index * step + turn * lanes, lanes, turn)
+    first = extent // step * step
+    for turn, width in enumerate(split_lanes(extent - first, lanes)):
+        body(first, width, turn)
+        first += width
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.kernel import Frame, loop, tile_span, when
+from sepc.backends.stages.kernel import Frame, for_each_vector, loop, tile_span, when
 from sepc.backends.stages.vector import Expr, Index
 from sepc.cost_model.tiling import RowTiling
-from sepc.ir.stage import Map, ceil_div, split_lanes
+from sepc.ir.stage import Map, ceil_div
 
 # Vectors per turn of the innermost loop: hides the latency of a chain of operations.
 _VECTORS_PER_TURN = 2
@@ -122,13 +122,8 @@ class MappingStage:
 
     def _vectors(self, leading: tuple[Index, ...], start: Index, extent: int) -> None:
         """`extent` elements along the last dimension from `start` on."""
-        step = self.lanes * _VECTORS_PER_TURN
-        turns = extent // step
-        if turns:
-            with loop(turns) as turn:
-                for vector in range(_VECTORS_PER_TURN):
-                    self.body((*leading, start + turn * step + vector * self.lanes), self.lanes)
-        offset = turns * step
-        for lanes in split_lanes(extent - offset, self.lanes):
+
+        def at(offset: Index, lanes: int, turn: int) -> None:
             self.body((*leading, start + offset), lanes)
-            offset += lanes
+
+        for_each_vector(extent, self.lanes, at, _VECTORS_PER_TURN)

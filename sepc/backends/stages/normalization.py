@@ -16,10 +16,10 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Position, Sink
-from sepc.backends.stages.kernel import Frame, coordinates, loop, tile_span
+from sepc.backends.stages.kernel import Frame, coordinates, for_each_vector, loop, tile_span
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
 from sepc.cost_model.tiling import RowTiling
-from sepc.ir.stage import Normalization, ceil_div, split_lanes
+from sepc.ir.stage import Normalization, ceil_div
 
 # Partial sums kept per row: enough to hide the latency of the additions.
 PARTIAL_SUMS = 4
@@ -70,22 +70,10 @@ class RowwiseStage(ABC):
             narrow.set(value)
             rest.set(rest.value + narrow.sum())
 
-        self._for_each_vector(add)
+        for_each_vector(self.normalization.channels, self.lanes, add, PARTIAL_SUMS)
         for register in partial[1:]:
             partial[0].set(partial[0].value + register.value)
         return T.Bind(rest.value + partial[0].sum())
-
-    def _for_each_vector(self, body: Callable[[Index, int, int], None]) -> None:
-        """Call `body(first channel, lanes, turn)` for all channel vectors; turns rotate through the partial sums."""
-        channels, stride = self.normalization.channels, self.lanes * PARTIAL_SUMS
-        if channels >= stride:
-            with loop(channels // stride) as index:
-                for turn in range(PARTIAL_SUMS):
-                    body(index * stride + turn * self.lanes, self.lanes, turn)
-        channel = channels // stride * stride
-        for turn, lanes in enumerate(split_lanes(channels - channel, self.lanes)):
-            body(channel, lanes, min(turn, PARTIAL_SUMS - 1))
-            channel += lanes
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,7 @@ class NormalizationStage(RowwiseStage):
         variance = T.Bind(self._reduce(pixel, squared_distance) * scale)
         inverse = T.Bind(tirx.const(1.0, "float32") / tirx.sqrt(variance + tirx.const(norm.epsilon, "float32")))
 
-        def write(channel: Index, lanes: int) -> None:
+        def write(channel: Index, lanes: int, turn: int) -> None:
             x = self.source.load((*pixel, channel), lanes)
             y = (x - broadcast(mean, lanes)) * broadcast(inverse, lanes)
             if self.gain is not None:
@@ -116,4 +104,4 @@ class NormalizationStage(RowwiseStage):
                 y = y + self.shift[ramp(channel, lanes)]
             self.sink((*pixel, channel), y)
 
-        self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))
+        for_each_vector(norm.channels, self.lanes, write, PARTIAL_SUMS)

@@ -7,19 +7,23 @@ The right factors are known when weights are packed: [panel][product][input chan
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Panels, Visit, WeightShare, for_each_block, for_each_panel
+from sepc.backends.stages.dense import Panels, Sink, Visit, WeightShare, for_each_block, for_each_panel
 from sepc.backends.stages.kernel import Frame, loop
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, ramp
 from sepc.cost_model.tiling import DenseTiling, ProductTiling
+from sepc.errors import VerificationError
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div
 
 Registers = list[list[Accumulator]]  # by column and vector
@@ -157,3 +161,65 @@ class Block:
     def registers(self) -> Registers:
         """A register for each of its vectors."""
         return [[Accumulator(lanes) for lanes in self.widths] for _ in range(self.columns)]
+
+
+TilingT = TypeVar("TilingT", bound=ProductTiling)
+
+
+@dataclass(frozen=True)
+class ProductStage(ABC, Generic[TilingT]):
+    """Emits a convolution by an algorithm of several products.
+
+    Attributes are those of `DenseStage`, and:
+
+        lanes: the width of a full vector. scratch: memory for intermediate results.
+        epilogue_cost: instructions that the sink takes for a vector.
+    """
+
+    convolution: Convolution
+    tiling: TilingT
+    lanes: int
+    source: Operand
+    weight: Expr
+    bias: Expr | None
+    sink: Sink
+    scratch: Scratch
+    epilogue_cost: int
+
+    @staticmethod
+    @abstractmethod
+    def pack_weights(weight: NDArray[np.float32], convolution: Convolution, tiling: TilingT) -> NDArray[np.float32]:
+        """`weight` [O, I, rows, columns] as the flat array that the kernel reads."""
+
+    @staticmethod
+    @abstractmethod
+    def scratch_elements(convolution: Convolution, tiling: TilingT) -> int:
+        """Elements of scratch that a thread needs."""
+
+    @cached_property
+    def product(self) -> Convolution:
+        """One of the products."""
+        return self.tiling.product_of(self.convolution)
+
+    def emit(self, frame: Frame) -> None:
+        """The whole convolution, shared by the threads of `frame`."""
+        products = Products(self.product, self.tiling, self.weight)
+        with products.tasks(frame) as task:
+            self._prepare(task)
+
+            def body(panel: Index, widths: tuple[int, ...]) -> None:
+                self._panel(task, panel, widths)
+
+            task.for_each_panel(body)
+
+    @abstractmethod
+    def _prepare(self, task: Task) -> None:
+        """The left factors of the task's pixels."""
+
+    @abstractmethod
+    def _panel(self, task: Task, panel: Index, widths: tuple[int, ...]) -> None:
+        """All products of one panel, whose vectors have `widths`, and its results."""
+
+    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
+        """Not to be had: a product is of pixels from all over the image."""
+        raise VerificationError(f"{self.tiling.algorithm} cannot be computed a few rows at a time")

@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Position
+from sepc.backends.stages.kernel import for_each_vector
 from sepc.backends.stages.math import exp
 from sepc.backends.stages.normalization import PARTIAL_SUMS, RowwiseStage
 from sepc.backends.stages.vector import Accumulator, Expr, Index, broadcast, constant, lanes_of
@@ -33,11 +34,11 @@ class SoftmaxStage(RowwiseStage):
 
         inverse = T.Bind(tirx.const(1.0, "float32") / self._reduce(pixel, power))
 
-        def write(channel: Index, lanes: int) -> None:
+        def write(channel: Index, lanes: int, turn: int) -> None:
             x = T.Bind(self.source.load((*pixel, channel), lanes))
             self.sink((*pixel, channel), power(x) * broadcast(inverse, lanes))
 
-        self._for_each_vector(lambda channel, lanes, _: write(channel, lanes))
+        for_each_vector(self.normalization.channels, self.lanes, write, PARTIAL_SUMS)
 
     def _largest(self, pixel: Position) -> Expr:
         """The largest channel of `pixel`, as a scalar. One that is not a number may be left out: it spoils the sum."""
@@ -56,7 +57,7 @@ class SoftmaxStage(RowwiseStage):
             narrow.set(value)
             rest.set(tirx.max(rest.value, narrow.folded(tirx.max)))
 
-        self._for_each_vector(take)
+        for_each_vector(self.normalization.channels, self.lanes, take, PARTIAL_SUMS)
         for register in registers[1:]:
             registers[0].set(tirx.max(registers[0].value, register.value))
         return T.Bind(tirx.max(rest.value, registers[0].folded(tirx.max)))

@@ -22,34 +22,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Sink
-from sepc.backends.stages.kernel import Frame, loop, when
-from sepc.backends.stages.product import Block, Products, Registers, Scratch, Task, pack, slot_pixels, task_pixels
+from sepc.backends.stages.kernel import for_each_vector, loop, when
+from sepc.backends.stages.product import Block, ProductStage, Registers, Task, pack, slot_pixels, task_pixels
 from sepc.backends.stages.vector import Expr, Index, Operand, constant, ramp
 from sepc.cost_model.tiling import StrassenTiling
-from sepc.errors import VerificationError
-from sepc.ir.stage import Convolution, split_lanes
+from sepc.ir.stage import Convolution
 
 SUMS = 4
 # An epilogue of more instructions is emitted once for all columns of a block: unrolled, four of them thrash the cache
 # of instructions.
 MOST_UNROLLED_INSTRUCTIONS = 4
-
-
-def pack_weights(weight: NDArray[np.float32], convolution: Convolution, panel: tuple[int, ...]) -> NDArray[np.float32]:
-    """`weight` [O, I, 1, 1] as the flat array that the kernel reads: [panel][product][input channel][panel lane]."""
-    matrix = weight.reshape(convolution.out_channels, convolution.in_channels).T.astype(np.float64)
-    (b11, b12), (b21, b22) = (np.hsplit(rows, 2) for rows in np.vsplit(matrix, 2))
-    t1 = b12 - b11
-    t2, t3 = b22 - t1, b22 - b12
-    return pack(np.stack([b11, b21, t2, t3, b21 - t2, t1, b22]), panel)
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ class Product:
 
 
 _X, _Y, _Z, _RESULT = range(4)
-# In the order in which `pack_weights` has the right factors.
+# In the order in which `StrassenStage.pack_weights` has the right factors.
 PRODUCTS = (
     Product("A11", None, keep=_X),
     Product("A12", _X, finish=(0, 0)),
@@ -83,62 +72,39 @@ PRODUCTS = (
 )
 
 
-def scratch_elements(convolution: Convolution, tiling: StrassenTiling) -> int:
-    """Elements of scratch that a thread needs: sums of the input, [sum][pixel][channel], and [slot][pixel][lane]."""
-    half = tiling.product_of(convolution)
-    slots = (_RESULT + 1) * slot_pixels(half, tiling) * sum(tiling.product.panel)
-    return SUMS * task_pixels(half, tiling.product) * half.in_channels + slots
+class StrassenStage(ProductStage[StrassenTiling]):
+    """Emits a matrix product; each of the seven is of halves."""
 
+    @staticmethod
+    def pack_weights(
+        weight: NDArray[np.float32], convolution: Convolution, tiling: StrassenTiling
+    ) -> NDArray[np.float32]:
+        """`weight` [O, I, 1, 1] as [panel][product][input channel][panel lane]."""
+        matrix = weight.reshape(convolution.out_channels, convolution.in_channels).T.astype(np.float64)
+        (b11, b12), (b21, b22) = (np.hsplit(rows, 2) for rows in np.vsplit(matrix, 2))
+        t1 = b12 - b11
+        t2, t3 = b22 - t1, b22 - b12
+        return pack(np.stack([b11, b21, t2, t3, b21 - t2, t1, b22]), tiling.product.panel)
 
-@dataclass(frozen=True)
-class StrassenStage:
-    """Emits a matrix product.
+    @staticmethod
+    def scratch_elements(convolution: Convolution, tiling: StrassenTiling) -> int:
+        """Sums of the input, [sum][pixel][channel], and [slot][pixel][lane]."""
+        half = tiling.product_of(convolution)
+        slots = (_RESULT + 1) * slot_pixels(half, tiling) * sum(tiling.product.panel)
+        return SUMS * task_pixels(half, tiling.product) * half.in_channels + slots
 
-    Attributes are those of `DenseStage`, and:
-
-        lanes: the width of a full vector. scratch: memory for intermediate results.
-        epilogue_cost: instructions that the sink takes for a vector.
-    """
-
-    convolution: Convolution
-    tiling: StrassenTiling
-    lanes: int
-    source: Operand
-    weight: Expr
-    bias: Expr | None
-    sink: Sink
-    scratch: Scratch
-    epilogue_cost: int
-
-    @cached_property
-    def half(self) -> Convolution:
-        """One of the seven products."""
-        return self.tiling.product_of(self.convolution)
-
-    def emit(self, frame: Frame) -> None:
-        """The whole product, shared by the threads of `frame`."""
-        products = Products(self.half, self.tiling, self.weight)
-        with products.tasks(frame) as task:
-            self._sums(task)
-
-            def panel_body(panel: Index, widths: tuple[int, ...]) -> None:
-                every = range(self.tiling.count)
-                for numbers in [[number] for number in every] if self.tiling.by_product else [every]:
-                    emit = partial(self._emit_block, task, numbers)
-                    task.for_each_block(panel, widths, emit)
-
-            task.for_each_panel(panel_body)
+    def _panel(self, task: Task, panel: Index, widths: tuple[int, ...]) -> None:
+        every = range(self.tiling.count)
+        for numbers in [[number] for number in every] if self.tiling.by_product else [every]:
+            emit = partial(self._emit_block, task, numbers)
+            task.for_each_block(panel, widths, emit)
 
     def _emit_block(self, task: Task, numbers: Sequence[int], block: Block) -> None:
         _Block(self, task, block).emit(numbers)
 
-    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
-        """Not to be had: halves are halves of everything."""
-        raise VerificationError("A matrix product in halves cannot be computed a few rows at a time")
-
     def quarter(self, name: str, first: Index) -> Operand:
         """A quarter of the input, or a sum of quarters whose first pixel is `first`, over (_, _, pixel, channel)."""
-        half = self.half
+        half = self.product
         if name.startswith("S"):
             size = task_pixels(half, self.tiling.product) * half.in_channels
             offset = self.scratch.base + (int(name[1]) - 1) * size - first * half.in_channels
@@ -148,29 +114,22 @@ class StrassenStage:
         offset = self.source.offset + pixel * self.source.strides[2] + channel * self.source.strides[3]
         return Operand(self.source.buffer, self.source.strides, offset)
 
-    def _sums(self, task: Task) -> None:
+    def _prepare(self, task: Task) -> None:
         """S1 to S4 of the task's pixels."""
-        first, half = task.first, self.half
+        first, half = task.first, self.product
         quarters = {name: self.quarter(name, first) for name in ("A11", "A12", "A21", "A22")}
         sums = {name: self.quarter(name, first) for name in ("S1", "S2", "S3", "S4")}
-        count, rest = divmod(half.in_channels, self.lanes)
-
-        def at(pixel: Index, channel: Index, lanes: int) -> None:
-            position = (0, 0, first + pixel, channel)
-            a11, a12, a21, a22 = (T.Bind(quarter.load(position, lanes)) for quarter in quarters.values())
-            s1 = T.Bind(a21 + a22)
-            s2 = T.Bind(s1 - a11)
-            for operand, value in zip(sums.values(), (s1, s2, a11 - a21, a12 - s2), strict=True):
-                operand.store(position, value)
-
         with T.serial(task.pixels) as pixel:
-            if count:
-                with loop(count) as vector:
-                    at(pixel, vector * self.lanes, self.lanes)
-            channel = count * self.lanes
-            for lanes in split_lanes(rest, self.lanes):
-                at(pixel, channel, lanes)
-                channel += lanes
+
+            def at(channel: Index, lanes: int, turn: int) -> None:
+                position = (0, 0, first + pixel, channel)
+                a11, a12, a21, a22 = (T.Bind(quarter.load(position, lanes)) for quarter in quarters.values())
+                s1 = T.Bind(a21 + a22)
+                s2 = T.Bind(s1 - a11)
+                for operand, value in zip(sums.values(), (s1, s2, a11 - a21, a12 - s2), strict=True):
+                    operand.store(position, value)
+
+            for_each_vector(half.in_channels, self.lanes, at)
 
 
 @dataclass(frozen=True)
@@ -211,7 +170,7 @@ class _Block:
 
     def _hand_over(self, values: Sequence[Expr], index: Index, product: Product) -> None:
         """Finish the vectors of column `index` of the block."""
-        stage, half, block = self.stage, self.stage.half, self.block
+        stage, half, block = self.stage, self.stage.product, self.block
         row, column = product.finish or (0, 0)
         shift = row * (stage.convolution.out_width - half.out_width)
         # Where halves overlap, the last pixel of the upper one is the lower one's first.
@@ -233,7 +192,7 @@ class _Block:
         return self.stage.scratch.buffer[self._where(slot, index, vector)]
 
     def _where(self, slot: int, index: Index, vector: int) -> Expr:
-        tiling, half, widths = self.stage.tiling, self.stage.half, self.block.widths
+        tiling, half, widths = self.stage.tiling, self.stage.product, self.block.widths
         before = self.block.start - self.task.first if tiling.by_product else 0
         pixel = slot * slot_pixels(half, tiling) + index + before
         sums = SUMS * task_pixels(half, tiling.product) * half.in_channels

@@ -12,37 +12,18 @@ The products of a block of tiles go to scratch as well, from where Aᵀ P A beco
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Sink
-from sepc.backends.stages.kernel import Frame, loop, when
-from sepc.backends.stages.product import Block, Products, Scratch, Task, pack, slot_pixels, task_pixels
+from sepc.backends.stages.kernel import for_each_vector, loop, when
+from sepc.backends.stages.product import Block, ProductStage, Task, pack, slot_pixels, task_pixels
 from sepc.backends.stages.vector import LINE_FLOATS, Expr, Index, Operand, constant, ramp
 from sepc.cost_model.tiling import WinogradTiling
-from sepc.errors import VerificationError
-from sepc.ir.stage import Convolution, split_lanes
+from sepc.ir.stage import Convolution
 from sepc.ir.winograd import Matrix, transforms
-
-
-def pack_weights(weight: NDArray[np.float32], convolution: Convolution, tiling: WinogradTiling) -> NDArray[np.float32]:
-    """`weight` [O, I, 3, 3] as the flat array that the kernel reads: [panel][position][input channel][panel lane]."""
-    filters = transforms(tiling.outputs).filters
-    factors = np.einsum("pr,oirc,qc->pqio", filters, weight.astype(np.float64), filters, optimize=True)
-    return pack(factors.reshape(-1, *factors.shape[2:]), tiling.product.panel)
-
-
-def scratch_elements(convolution: Convolution, tiling: WinogradTiling) -> int:
-    """Elements of scratch that a thread needs: transformed inputs, [position][tile][channel], and products,
-    [position][tile][lane].
-    """
-    product = tiling.product_of(convolution)
-    return tiling.count * (_input_elements(product, tiling) + _product_elements(product, tiling))
 
 
 def _input_elements(product: Convolution, tiling: WinogradTiling) -> int:
@@ -54,44 +35,32 @@ def _product_elements(product: Convolution, tiling: WinogradTiling) -> int:
     return slot_pixels(product, tiling) * sum(tiling.product.panel) + LINE_FLOATS
 
 
-@dataclass(frozen=True)
-class WinogradStage:
-    """Emits a 3×3 convolution of stride 1. Attributes are those of `StrassenStage`."""
+class WinogradStage(ProductStage[WinogradTiling]):
+    """Emits a 3×3 convolution of stride 1; a pixel of a product is a tile."""
 
-    convolution: Convolution
-    tiling: WinogradTiling
-    lanes: int
-    source: Operand
-    weight: Expr
-    bias: Expr | None
-    sink: Sink
-    scratch: Scratch
+    @staticmethod
+    def pack_weights(
+        weight: NDArray[np.float32], convolution: Convolution, tiling: WinogradTiling
+    ) -> NDArray[np.float32]:
+        """`weight` [O, I, 3, 3] as [panel][position][input channel][panel lane]."""
+        filters = transforms(tiling.outputs).filters
+        factors = np.einsum("pr,oirc,qc->pqio", filters, weight.astype(np.float64), filters, optimize=True)
+        return pack(factors.reshape(-1, *factors.shape[2:]), tiling.product.panel)
 
-    @cached_property
-    def product(self) -> Convolution:
-        """One of the products: a pixel of it is a tile."""
-        return self.tiling.product_of(self.convolution)
+    @staticmethod
+    def scratch_elements(convolution: Convolution, tiling: WinogradTiling) -> int:
+        """Transformed inputs, [position][tile][channel], and products, [position][tile][lane]."""
+        product = tiling.product_of(convolution)
+        return tiling.count * (_input_elements(product, tiling) + _product_elements(product, tiling))
 
-    def emit(self, frame: Frame) -> None:
-        """The whole convolution, shared by the threads of `frame`."""
-        products = Products(self.product, self.tiling, self.weight)
-        with products.tasks(frame) as task:
-            self._transform_inputs(task)
-
-            def panel_body(panel: Index, widths: tuple[int, ...]) -> None:
-                if not self.tiling.by_product:
-                    task.for_each_block(panel, widths, lambda block: self._block(task, block))
-                    return
-                with loop(self.tiling.count) as number:
-                    task.for_each_block(panel, widths, lambda block: self._multiply(task, number, block))
-                with T.serial(task.pixels) as tile:
-                    self._transform_products(task, panel, widths, task.first + tile, tile)
-
-            task.for_each_panel(panel_body)
-
-    def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
-        """Not to be had: tiles span several rows."""
-        raise VerificationError("A convolution in tiles cannot be computed a few rows at a time")
+    def _panel(self, task: Task, panel: Index, widths: tuple[int, ...]) -> None:
+        if not self.tiling.by_product:
+            task.for_each_block(panel, widths, lambda block: self._block(task, block))
+            return
+        with loop(self.tiling.count) as number:
+            task.for_each_block(panel, widths, lambda block: self._multiply(task, number, block))
+        with T.serial(task.pixels) as tile:
+            self._transform_products(task, panel, widths, task.first + tile, tile)
 
     def _block(self, task: Task, block: Block) -> None:
         """All products of a block, and its results."""
@@ -130,7 +99,7 @@ class WinogradStage:
         column = tirx.truncmod(tile, tiles_wide) * self.tiling.outputs
         return tirx.truncdiv(line, tiles_high), tirx.truncmod(line, tiles_high) * self.tiling.outputs, column
 
-    def _transform_inputs(self, task: Task) -> None:
+    def _prepare(self, task: Task) -> None:
         """Bᵀ d B of the task's tiles."""
         conv, size = self.convolution, self.tiling.size
         with T.serial(task.pixels) as slot:
@@ -159,20 +128,13 @@ class WinogradStage:
         matrix, channels = transforms(self.tiling.outputs).inputs, self.convolution.in_channels
         size = _input_elements(self.product, self.tiling)
 
-        def at(channel: Index, lanes: int) -> None:
+        def at(channel: Index, lanes: int, turn: int) -> None:
             tile = [[T.Bind(load(i, j, channel, lanes)) for j in range(len(matrix))] for i in range(len(matrix))]
             for number, value in enumerate(_on_both_sides(matrix, tile)):
                 where = self.scratch.base + number * size + slot * channels + channel
                 T.buffer_store(self.scratch.buffer, value, [ramp(where, lanes)])
 
-        count, rest = divmod(channels, self.lanes)
-        if count:
-            with loop(count) as vector:
-                at(vector * self.lanes, self.lanes)
-        channel = count * self.lanes
-        for lanes in split_lanes(rest, self.lanes):
-            at(channel, lanes)
-            channel += lanes
+        for_each_vector(channels, self.lanes, at)
 
     def _transform_products(self, task: Task, panel: Index, widths: tuple[int, ...], tile: Index, slot: Index) -> None:
         """Aᵀ P A of a tile, to the sink."""
