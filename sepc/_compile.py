@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
@@ -99,9 +100,11 @@ def explain(
 logger = logging.getLogger("sepc")
 
 
-def _no_autocast() -> torch.autocast:
+@contextmanager
+def _no_autocast() -> Iterator[None]:
     """Not the caller's autocast: what that is at the first call says nothing of later ones, or of other processes."""
-    return torch.autocast("cpu", enabled=False)
+    with torch.autocast("cpu", enabled=False):
+        yield
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class _Job:
     verify_each: bool
 
 
+@_no_autocast()
 def specialize(
     model: nn.Module | ExportedProgram,
     target: Target,
@@ -167,20 +171,6 @@ def specialize(
 
     `signature` is that of the arguments. Whether anything may be left to PyTorch is for `sepc.fallback` to say.
     """
-    with _no_autocast():
-        return _specialize(model, target, threads, args, kwargs, signature, optimize, verify_each)
-
-
-def _specialize(
-    model: nn.Module | ExportedProgram,
-    target: Target,
-    threads: int,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    signature: Signature,
-    optimize: Objective,
-    verify_each: bool,
-) -> Compiled:
     clock = _Clock()
     job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each)
     clock.lap("capture")

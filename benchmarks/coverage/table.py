@@ -15,7 +15,6 @@ from benchmarks.coverage.one_model import (
     DYNAMO,
     EXPORT,
     LEAST_VARIATION,
-    UNAVAILABLE,
     WAYS,
     Partition,
     Row,
@@ -38,7 +37,7 @@ COLUMNS = (
     "dynamo s",
     "dynamo ms",
 )
-PASSED, SKIPPED = "yes", "skipped"
+PASSED = "yes"
 _LEGEND = """\
 own, TVM, PyTorch: share of FLOPs of convolutions and matrix products. convolutions: in sepc's own stages / all.
 regions: by sepc's own stages + TVM + PyTorch. compile: sepc.compile without its cache. ms: median of rounds in turn,
@@ -46,12 +45,12 @@ one thread. dynamo: torch.compile(backend="sepc"), first call and time of a call
 
 
 def verdict(row: Row) -> str:
-    """`PASSED`, `SKIPPED` if nothing could be tried, or what is wrong."""
+    """`PASSED`, or what is wrong."""
     if row.failure:
         return row.failure
-    tried = {way: found for way in WAYS if (found := row.ways.get(way)) and UNAVAILABLE not in found["failure"]}
+    tried = {way: found for way in WAYS if (found := row.ways.get(way))}
     if not tried:
-        return SKIPPED
+        return "nothing was tried"
     if row.variation < LEAST_VARIATION:
         return f"degenerate: outputs of two images differ by {row.variation:.1g}"
     for way, found in tried.items():
@@ -77,7 +76,7 @@ def text(rows: Sequence[Row]) -> str:
         "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
         for line in cells
     ]
-    failed = [f"{row.model}: {verdict(row)}" for row in rows if verdict(row) not in (PASSED, SKIPPED)]
+    failed = [f"{row.model}: {verdict(row)}" for row in rows if verdict(row) != PASSED]
     if failed:
         lines += ["", "Not passed:", *failed]
     slower = [f"{row.model}: {speed_up(row):.2f}" for row in rows if speed_up(row) < 1]
@@ -100,10 +99,9 @@ def _fallback_lines(rows: Sequence[Row]) -> list[str]:
 def summary(rows: Sequence[Row]) -> list[str]:
     """What the whole list shows."""
     verdicts = Counter(verdict(row) for row in rows)
-    tried = len(rows) - verdicts[SKIPPED]
     own, convolutions = (sum(count) for count in zip(*map(_convolutions, rows), strict=True)) if rows else (0, 0)
     gains = [gain for row in rows if not math.isnan(gain := speed_up(row))]
-    lines = [f"{verdicts[PASSED]} of {tried} models passed; {verdicts[SKIPPED]} were skipped."]
+    lines = [f"{verdicts[PASSED]} of {len(rows)} models passed."]
     if convolutions:
         lines.append(f"{own} of {convolutions} convolutions in sepc's own stages: {own / convolutions:.1%}")
     if gains:
@@ -159,7 +157,7 @@ def _cells(row: Row) -> list[str]:
     return [
         row.model,
         str(row.size),
-        found if found in (PASSED, SKIPPED) else "NO",
+        found if found == PASSED else "NO",
         *percent,
         f"{own}/{convolutions}" if row.partition else "–",
         "+".join(str(regions.get(kernel, 0)) for kernel in ("sepc", "tvm", "torch")) if regions else "–",

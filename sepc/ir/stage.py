@@ -80,8 +80,25 @@ class Depth:
         return sum(0 <= plane < self.in_planes for plane in reads)
 
 
+class _Stacked:
+    """What a stage over images, or over stacks of planes, has."""
+
+    batch: int
+    depth: Depth | None
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Extents of the results before rows, columns and channels: (batch), or (batch, planes)."""
+        return (self.batch,) if self.depth is None else (self.batch, self.depth.out_planes)
+
+    @property
+    def images(self) -> int:
+        """2-D images of results."""
+        return math.prod(self.leading)
+
+
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(_Stacked):
     """A convolution, pointwise, dense, grouped or depthwise.
 
     `padding` is (top, left); kernel, stride and dilation are (rows, columns). A 3-D one is a 2-D one of every plane,
@@ -101,16 +118,6 @@ class Convolution:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     depth: Depth | None = None
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """Extents of the results before rows, columns and channels: (batch), or (batch, planes)."""
-        return _leading(self.batch, self.depth)
-
-    @property
-    def images(self) -> int:
-        """2-D images of results."""
-        return math.prod(self.leading)
 
     @property
     def kernel_rows(self) -> int:
@@ -204,7 +211,7 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Pooling:
+class Pooling(_Stacked):
     """A window reduction (average or maximum) per channel, regular or adaptive.
 
     An adaptive window of output row i spans the input rows from floor(i·H/OH) to ceil((i+1)·H/OH), columns alike;
@@ -227,16 +234,6 @@ class Pooling:
     include_padding: bool = True
     divisor: int = 0
     depth: Depth | None = None
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """Extents of the results before rows, columns and channels: (batch), or (batch, planes)."""
-        return _leading(self.batch, self.depth)
-
-    @property
-    def images(self) -> int:
-        """2-D images of results."""
-        return math.prod(self.leading)
 
     @property
     def in_channels(self) -> int:
@@ -264,10 +261,6 @@ class Pooling:
         if self.depth is None:
             return 1
         return ceil_div(self.depth.in_planes, self.depth.out_planes) if self.adaptive else self.depth.kernel
-
-
-def _leading(batch: int, depth: Depth | None) -> tuple[int, ...]:
-    return (batch,) if depth is None else (batch, depth.out_planes)
 
 
 class _PerPixel:

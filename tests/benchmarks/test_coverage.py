@@ -18,7 +18,7 @@ import sepc
 from benchmarks import models
 from benchmarks.coverage import __main__ as command
 from benchmarks.coverage import one_model, table, zoo
-from benchmarks.coverage.one_model import DYNAMO, EXPORT, UNAVAILABLE, Partition, Row, partition, variation
+from benchmarks.coverage.one_model import DYNAMO, EXPORT, Partition, Row, partition, variation
 
 
 class Mixed(nn.Module):
@@ -38,11 +38,7 @@ def found(**changes: Any) -> dict[str, Any]:
 
 
 def row(name: str = "net", **changes: Any) -> Row:
-    ways = {
-        "eager": found(median_ms=6.0),
-        EXPORT: found(),
-        DYNAMO: found(failure=f"NotImplementedError: {UNAVAILABLE}"),
-    }
+    ways = {"eager": found(median_ms=6.0), EXPORT: found()}
     shares = Partition({"sepc": 300, "torch": 100}, {"sepc": 1}, {"sepc": 4, "torch": 1}, {"sepc": 3, "torch": 1})
     return Row(
         **{"model": name, "size": 32, "rounds": 2, "variation": 0.5, "ways": ways, "partition": shares, **changes}
@@ -79,7 +75,7 @@ def test_a_model_that_ignores_its_input_is_found_out() -> None:
 
 def test_verdicts() -> None:
     assert table.verdict(row()) == table.PASSED
-    assert table.verdict(row(ways={DYNAMO: row().ways[DYNAMO]})) == table.SKIPPED
+    assert table.verdict(row(ways={"eager": found()})) == "nothing was tried"
     assert table.verdict(row(failure="it took longer than 9 s")) == "it took longer than 9 s"
     wrong = row(ways={EXPORT: found(is_right=False, error=0.5)})
     assert table.verdict(wrong) == "export: WRONG by 0.5"
@@ -95,7 +91,7 @@ def test_the_table_says_what_was_found() -> None:
     assert next(line.split() for line in text.splitlines() if line.startswith("good")) == cells
     assert "Not passed:\nbad: it broke" in text
     assert "Slower than eager:\nslow: 0.50" in text
-    assert "2 of 3 models passed; 0 were skipped." in text
+    assert "2 of 3 models passed." in text
     assert "6 of 8 convolutions in sepc's own stages: 75.0%" in text
     assert "1 of 2 models slower than eager; geometric mean of the speed-up 1.22" in text
 
@@ -159,7 +155,7 @@ def test_a_model_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch
     assert command.run_in_process("no_such_model", options).failure.startswith("RuntimeError: Unknown model")
 
 
-def test_dynamo_is_used_where_there_is_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dynamo_compiles_by_our_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -168,12 +164,8 @@ def test_dynamo_is_used_where_there_is_a_backend(monkeypatch: pytest.MonkeyPatch
 
     model = nn.Conv2d(3, 4, 3).eval().requires_grad_(False)
     monkeypatch.setattr(models, "load", lambda name, size: (model, (torch.randn(2, 3, 8, 8),)))
-    monkeypatch.setattr(torch._dynamo, "list_backends", lambda exclude_tags: [])
-    assert table.verdict(one_model.run("net", 0, [DYNAMO], 8)) == table.SKIPPED
-    monkeypatch.setattr(torch._dynamo, "list_backends", lambda exclude_tags: ["sepc"])
-    original = torch.compile
+    original, replaced = torch.compile, {"sepc": backend}
     monkeypatch.setattr(torch, "compile", lambda model, backend: original(model, backend=replaced[backend]))
-    replaced = {"sepc": backend}
     assert table.verdict(one_model.run("net", 0, [DYNAMO], 8)) == table.PASSED
     assert used == ["sepc"]
 

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
-import pytest
 import torch
 
 import sepc
 from examples import pitch
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("torchfcpe") is None,
-    reason="the package torchfcpe is not installed",
-)
 
 
 def test_the_pitch_of_tones_is_that_of_pytorch_within_a_cent_and_sooner() -> None:

@@ -14,6 +14,7 @@ from sepc.backends.stages.chain import RowStage
 from sepc.backends.stages.dense import Sink
 from sepc.backends.stages.kernel import Frame
 from sepc.backends.stages.vector import Expr, Index
+from sepc.errors import VerificationError
 from sepc.ir.phases import Interleaved, Phase
 
 
@@ -30,7 +31,7 @@ class InterleavedStage:
 
     def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
         """Not to be had: a row is of several phases, and no link of a chain is one."""
-        raise NotImplementedError("a transposed convolution is no link of a chain")
+        raise VerificationError("A transposed convolution cannot be computed a few rows at a time")
 
 
 def interleaving(stage: Interleaved, phase: Phase, sink: Sink) -> Sink:
