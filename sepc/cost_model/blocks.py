@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.tiling import DenseTiling
+from sepc.cost_model.tiling import DenseTiling, unrolled_taps
 from sepc.ir.stage import ColumnSegment, Convolution, Stage, ceil_div, split_lanes
 
 # Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
@@ -154,13 +154,18 @@ def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machi
     return max(multiplies, loads, machine.fma_latency_cycles + CHAIN_CYCLES)
 
 
+def _exposed(multiplies: float) -> float:
+    """The part of a block of so many multiply-adds that does not overlap with its neighbours."""
+    return 1 / (1 + REORDER_WINDOW / multiplies) if multiplies else 1.0
+
+
 def ends_cycles(vectors: int, machine: Machine, epilogue_cost: float, multiplies: float) -> float:
     """What start and end of a block of `vectors` accumulators add: as much as does not overlap with its neighbours'
     arithmetic.
     """
     stores = vectors / machine.stores_per_cycle
     epilogue = vectors * epilogue_cost / machine.fma_per_cycle
-    exposed = 1 / (1 + REORDER_WINDOW / multiplies) if multiplies else 1.0
+    exposed = _exposed(multiplies)
     return BLOCK_CYCLES + exposed * stores + max(exposed, EPILOGUE_EXPOSED) * epilogue
 
 
@@ -184,15 +189,19 @@ def _lanewise_group_cycles(
     # Where several input channels make up one vector, each is loaded and put in place by itself.
     pieces = 1.0 if conv.group_out == 1 and conv.group_in == 1 else 2.0 * ceil_div(max(widths), conv.group_out)
     for segment, valid, distinct in _segments(conv, columns):
-        iteration = max(sum(valid) * fma, (len(valid) + distinct * pieces) * load)
-        per_tap_row = conv.group_in * iteration + KERNEL_ROW_CYCLES
-        registers = segment.columns * len(widths) + len(valid) + 1 + SPARE_LANEWISE_REGISTERS
+        # Each part of a kernel row loads its inputs anew.
+        taps = unrolled_taps(len(valid)) if segment.interior else len(valid)
+        parts = ceil_div(len(valid), max(1, taps))
+        loads = min(sum(valid), distinct + (parts - 1) * max(0, segment.columns - conv.stride[1]))
+        multiplies = sum(valid) * len(widths) * conv.kernel_rows * conv.group_in
+        # Of short chains of dependent multiply-adds, several blocks' overlap.
+        chain = len(valid) * machine.fma_latency_cycles * _exposed(multiplies)
+        iteration = max(sum(valid) * fma, (len(valid) + loads * pieces) * load, chain)
+        per_tap_row = conv.group_in * (iteration + KERNEL_ROW_CYCLES * (parts - 1)) + KERNEL_ROW_CYCLES
+        registers = segment.columns * len(widths) + taps + 1 + SPARE_LANEWISE_REGISTERS
         if registers > machine.vector_registers:
             per_tap_row += 2 * (registers - machine.vector_registers) / machine.stores_per_cycle
-        multiplies = sum(valid) * len(widths) * conv.kernel_rows * conv.group_in
         ends = ends_cycles(segment.columns * len(widths), machine, epilogue_cost, multiplies)
-        # Chains of dependent multiply-adds are short: they overlap with those of the next block, so latency does not
-        # count.
         total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
     return total
 

@@ -5,8 +5,8 @@ Depthwise convolutions, with or without a channel multiplier, and grouped ones w
     out[n, y, x, o] = bias[o] + Σ_{q, r, c} in[n, y·s − p + r·d, x·s − p + c·d, (o // G)·Q + q] · W[o, q, r, c]
 
 with Q input and G output channels per group. A block of `columns` outputs × `vectors` vectors stays in registers; an
-input vector is loaded once per kernel row and used by every tap that reads it. Weights are packed as
-[channel vector][row tap][q][column tap][lane].
+input vector is loaded once per kernel row, or part of a long one, and used by every tap that reads it. Weights are
+packed as [channel vector][row tap][q][column tap][lane].
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages.dense import RowTap, Sink, for_each_block, row_taps
 from sepc.backends.stages.kernel import Frame, loop, tile_span, when
 from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, Operand, constant, prefetch, ramp
-from sepc.cost_model.tiling import LaneTiling
+from sepc.cost_model.tiling import LaneTiling, unrolled_taps
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
 # How many groups of channels ahead weights are fetched: on small maps a group takes less time than one access to DRAM.
@@ -119,6 +119,16 @@ class LanewiseStage:
 
 
 @dataclass(frozen=True)
+class _Taps:
+    """`count` taps of a row of the kernel, from `first` on, for input channel `member` of each lane's group."""
+
+    row: RowTap
+    member: Index
+    first: Index
+    count: int
+
+
+@dataclass(frozen=True)
 class _Block:
     """The innermost loops: `columns` outputs of one row times a few channel vectors, in registers."""
 
@@ -142,8 +152,13 @@ class _Block:
         self._prefetch_next_row(start, segment)
         taps = row_taps(stage.convolution, self.image, self.row)
         with taps as tap_row, loop(stage.convolution.group_in) as member:
-            for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
-                self._reduce(start, segment, row_of_registers, self.channel + offset, lanes, tap_row, member)
+
+            def reduce(first: Index, count: int) -> None:
+                taps = _Taps(tap_row, member, first, count)
+                for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
+                    self._reduce(start, segment, row_of_registers, self.channel + offset, lanes, taps)
+
+            self._for_each_part(segment, reduce)
         for row_of_registers, offset in zip(registers, offsets, strict=True):
             for index, register in enumerate(row_of_registers):
                 stage.sink((*self.image, self.row, start + index, self.channel + offset), register.value)
@@ -163,6 +178,15 @@ class _Block:
             position = (*self.image, row, start + column, self.channel)
             self.stage.source.prefetch(position, sum(self.widths))
 
+    def _for_each_part(self, segment: ColumnSegment, body: Callable[[Index, int], None]) -> None:
+        """Call `body(first tap, count)` for the parts of a kernel row (at the border for all of it)."""
+        taps = self.stage.convolution.kernel[1]
+        size = unrolled_taps(taps) if segment.interior else taps
+        with loop(taps // size) as part:
+            body(part * size, size)
+        if taps % size:
+            body(taps // size * size, taps % size)
+
     def _reduce(
         self,
         start: Index,
@@ -170,23 +194,24 @@ class _Block:
         registers: list[Accumulator],
         channel: Index,
         lanes: int,
-        tap_row: RowTap,
-        member: Index,
+        taps: _Taps,
     ) -> None:
-        """Add the products of one kernel row with input channel `member` of each lane's group."""
+        """Add the products of some taps."""
         stage, conv = self.stage, self.stage.convolution
-        taps, stride, dilation = conv.kernel[1], conv.stride[1], conv.dilation[1]
-        base = channel * (conv.taps * conv.group_in) + (tap_row.index * conv.group_in + member) * taps * lanes
-        weights = [T.Bind(stage.weight[ramp(base + tap * lanes, lanes)]) for tap in range(taps)]
+        stride, dilation = conv.stride[1], conv.dilation[1]
+        row = (taps.row.index * conv.group_in + taps.member) * conv.kernel[1] + taps.first
+        base = channel * (conv.taps * conv.group_in) + row * lanes
+        weights = [T.Bind(stage.weight[ramp(base + tap * lanes, lanes)]) for tap in range(taps.count)]
         users: dict[int, list[tuple[int, int]]] = {}
         for index in range(segment.columns):
-            for tap in range(taps):
+            for tap in range(taps.count):
+                # At the border all taps of the row are at hand: the first is number 0.
                 if segment.interior or conv.column_valid(segment.start + index, tap):
                     users.setdefault(index * stride + tap * dilation, []).append((index, tap))
         for column in sorted(users):
-            in_column = start * stride - conv.padding[1] + column
-            pixel = (*tap_row.image, tap_row.row, in_column)
-            value = T.Bind(self._load(pixel, channel, lanes, member))
+            in_column = start * stride - conv.padding[1] + taps.first * dilation + column
+            pixel = (*taps.row.image, taps.row.row, in_column)
+            value = T.Bind(self._load(pixel, channel, lanes, taps.member))
             for index, tap in users[column]:
                 registers[index].set(registers[index].value + value * weights[tap])
 
