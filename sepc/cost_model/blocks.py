@@ -198,9 +198,12 @@ def _lanewise_group_cycles(
         chain = len(valid) * machine.fma_latency_cycles * _exposed(multiplies)
         iteration = max(sum(valid) * fma, (len(valid) + loads * pieces) * load, chain)
         per_tap_row = conv.group_in * (iteration + KERNEL_ROW_CYCLES * (parts - 1)) + KERNEL_ROW_CYCLES
-        registers = segment.columns * len(widths) + taps + 1 + SPARE_LANEWISE_REGISTERS
-        if registers > machine.vector_registers:
-            per_tap_row += 2 * (registers - machine.vector_registers) / machine.stores_per_cycle
+        accumulators = segment.columns * len(widths)
+        lacking = accumulators + taps + 1 + SPARE_LANEWISE_REGISTERS - machine.vector_registers
+        if lacking > 0:
+            # So large a part of accumulators and weights is kept in memory; the accumulators have to be stored again.
+            stored = lacking / (accumulators + taps) * accumulators / (accumulators + taps)
+            per_tap_row += stored * sum(valid) * len(widths) * conv.group_in / machine.stores_per_cycle
         ends = ends_cycles(segment.columns * len(widths), machine, epilogue_cost, multiplies)
         total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
     return total

@@ -6,7 +6,7 @@ few best blocks, how much one task does, by the bytes it moves and by how evenly
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Final
@@ -35,6 +35,11 @@ REGISTER_BLOCKS_KEPT: Final = 3
 """Register blocks that reach the second stage."""
 SLACK_OF_REGISTER_BLOCKS: Final = 1.15
 """Blocks whose arithmetic takes longer than this times the quickest's are dropped at once."""
+LEAST_GAIN_BY_BYTES: Final = 1.1
+"""How many times as long the blocks of quickest arithmetic have to take, bytes included, for another to be tried.
+
+(27×27 depthwise on 32² keeps 4 columns by arithmetic, which takes 800 µs; 16 columns read a third as much: 514 µs.)
+"""
 
 
 LEAST_HALF_PIXELS: Final = 64
@@ -86,7 +91,7 @@ def choose(
     choices = [
         Choice(tiling, predicted(tiling, machine, threads))
         for blocks in _kinds_of_blocks(stage, machine, mixing)
-        for block in _quickest(stage, blocks, machine, epilogue_cost)
+        for block in _promising(stage, blocks, machine, epilogue_cost, lambda block: predicted(block, machine, threads))
         for tiling in task_sizes(stage, block, machine, threads)
     ]
     chosen = min(choices, key=lambda one: one.cost.time_us * (1.0 if _is_plain(one.tiling) else LEAST_GAIN))
@@ -106,12 +111,19 @@ def _is_plain(tiling: Tiling) -> bool:
     return not isinstance(tiling, ProductTiling)
 
 
-def _quickest(stage: Stage, blocks: Sequence[Tiling], machine: Machine, epilogue_cost: int) -> list[Tiling]:
-    """The few of `blocks` whose arithmetic is quickest."""
+def _promising(
+    stage: Stage, blocks: Sequence[Tiling], machine: Machine, epilogue_cost: int, predicted: Callable[[Tiling], Cost]
+) -> list[Tiling]:
+    """The few of `blocks` whose arithmetic is quickest, and the one whose bytes make it by far the quickest, if any."""
     cycles = [compute_cycles(stage, block, machine, epilogue_cost) for block in blocks]
     limit = min(cycles, default=0.0) * SLACK_OF_REGISTER_BLOCKS
-    kept = sorted((c, index) for index, c in enumerate(cycles) if c <= limit)[:REGISTER_BLOCKS_KEPT]
-    return [blocks[index] for _, index in kept]
+    ordered = [blocks[index] for c, index in sorted((c, index) for index, c in enumerate(cycles)) if c <= limit]
+    few, others = ordered[:REGISTER_BLOCKS_KEPT], ordered[REGISTER_BLOCKS_KEPT:]
+    if others:
+        best = min(others, key=lambda block: predicted(block).time_us)
+        if predicted(best).time_us * LEAST_GAIN_BY_BYTES < min(predicted(block).time_us for block in few):
+            few.append(best)
+    return few
 
 
 def require_work(stage: Stage) -> None:

@@ -151,6 +151,17 @@ def test_every_legal_tiling_gives_the_right_result(kind: str, data: st.DataObjec
         check([case.build() for case in cases])
 
 
+def test_long_rows_of_taps_in_parts_agree_with_pytorch() -> None:
+    cases: list[tuple[nn.Module, torch.Tensor]] = []
+    for taps, stride, dilation in ((11, 1, 1), (12, 1, 1), (23, 1, 1), (31, 1, 1), (31, 2, 1), (13, 1, 3), (22, 2, 2)):
+        padding = taps * dilation // 2
+        depthwise = nn.Conv1d(20, 20, taps, stride, padding, dilation, groups=20)
+        grouped = nn.Conv1d(8, 16, taps, stride, padding, dilation, groups=4)
+        cases += [(depthwise, torch.randn(2, 20, 150)), (grouped, torch.randn(1, 8, 150))]
+    cases.append((nn.Conv2d(16, 16, (3, 25), padding=(1, 12), groups=16), torch.randn(1, 16, 9, 80)))
+    check(cases)
+
+
 @st.composite
 def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     """Any options of a transposed convolution, and an input large enough for them."""

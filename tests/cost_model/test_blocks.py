@@ -91,3 +91,12 @@ def test_a_long_epilogue_is_not_hidden_by_the_multiplies() -> None:
     vectors = 3136 * 96 / ZEN5.vector_lanes
     added = compute_cycles(conv, tiling, ZEN5, 22) - compute_cycles(conv, tiling, ZEN5, 0)
     assert 0.7 * vectors * 22 / ZEN5.fma_per_cycle <= added <= vectors * 22 / ZEN5.fma_per_cycle
+
+
+def test_few_columns_of_a_large_window_wait_for_the_latency() -> None:
+    large, small = (
+        Convolution(1, 64, 64, 64, 64, 32, 32, 32, (size, size), (1, 1), (size // 2, size // 2)) for size in (21, 3)
+    )
+    few, many = LaneTiling(2, 1, 64, 2), LaneTiling(14, 1, 64, 2)
+    assert compute_cycles(large, few, ZEN5) > 1.5 * compute_cycles(large, many, ZEN5)
+    assert compute_cycles(small, few, ZEN5) < 2.2 * compute_cycles(small, many, ZEN5)
