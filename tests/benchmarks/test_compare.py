@@ -82,11 +82,13 @@ def test_inductor_freezes_again_after_a_reset() -> None:
     from torch._dynamo.utils import counters
 
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
-    runner = peers.inductor(Job(model, (torch.randn(1, 3, 32, 32),), 1))
-    torch._dynamo.reset()  # as strict exports do, and so XNNPACK's partitioner
-    counters.clear()
-    with torch.inference_mode():
-        runner.run()
+    # The runner leaves the option set, with which Dynamo would keep the weights of all models of later tests alive.
+    with torch._inductor.config.patch(freezing=False):
+        runner = peers.inductor(Job(model, (torch.randn(1, 3, 32, 32),), 1))
+        torch._dynamo.reset()  # as strict exports do, and so XNNPACK's partitioner
+        counters.clear()
+        with torch.inference_mode():
+            runner.run()
     assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] == 1
 
 
