@@ -7,6 +7,8 @@ name                   meaning
 ``x86-64-v3``          any x86 with AVX2 and FMA
 ``x86-64-v4``          any x86 with AVX-512 (F, BW, CD, DQ, VL)
 ``x86:<llvm cpu>``     a particular core, e.g. ``x86:znver4``, ``x86:skylake-avx512``
+``arm64``              any 64-bit Arm (NEON), with the figures of a Cortex-A72
+``arm64:<llvm cpu>``   a particular core, e.g. ``arm64:cortex-a76``, ``arm64:neoverse-n1``, ``arm64:apple-m1``
 =====================  ===========================================================================
 """
 
@@ -17,13 +19,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sepc.cost_model.calibration import with_stored
+from sepc.cost_model.cpus import CPUS, FAMILIES, X86, Family
 from sepc.cost_model.detect import HostCpu, describe_host, host_cpu
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.x86_cpus import FEATURES_LINUX_HIDES, X86_CPUS, X86_CPUS_TOO_OLD, X86Cpu
+from sepc.cost_model.x86_cpus import FEATURES_LINUX_HIDES, X86_CPUS_TOO_OLD
 from sepc.errors import TargetError
 
-X86_PREFIX: Final = "x86:"
-GENERIC_NAMES: Final = ("x86-64-v3", "x86-64-v4")
+TRIPLES: Final = {"x86-64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+"""What LLVM calls a system of each architecture; kernels ask nothing of the system, only where it keeps arguments."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,20 @@ class Target:
             return name
         if name == "native":
             return native_target(host_cpu())
-        cpu_name = name.removeprefix(X86_PREFIX)
-        if cpu_name in X86_CPUS and (name.startswith(X86_PREFIX) or name in GENERIC_NAMES):
-            cpu = X86_CPUS[cpu_name]
-            return Target(name, cpu.name, _plus(cpu), cpu.vector_bits, Machine.load(cpu.machine))
-        raise _unknown(name, cpu_name)
+        cpu = next((found for family in FAMILIES if (found := family.find(name)) is not None), None)
+        if cpu is None:
+            raise _unknown(name)
+        return Target(name, cpu.name, cpu.target_features, cpu.vector_bits, Machine.load(cpu.machine))
 
     @staticmethod
     def known() -> tuple[str, ...]:
         """Every accepted name."""
-        return ("native", *GENERIC_NAMES, *(X86_PREFIX + name for name in X86_CPUS if name not in GENERIC_NAMES))
+        return ("native", *(name for family in FAMILIES for name in family.names))
+
+    @property
+    def is_of_host_architecture(self) -> bool:
+        """Whether this host could load code for this target, if not run it."""
+        return self.machine.architecture == host_cpu().architecture
 
     @property
     def vector_lanes(self) -> int:
@@ -77,19 +84,20 @@ class Target:
         For Intel's AVX-512 cores LLVM sets 'prefer-256-bit'. That limits its own vectorisation only: kernels with
         explicit 512-bit vectors compile to the same zmm code with and without it (a test compiles one).
         """
-        return {"kind": "llvm", "mcpu": self.llvm_cpu, "mattr": list(self.features)}
+        triple = {} if self.is_of_host_architecture else {"mtriple": TRIPLES[self.machine.architecture]}
+        return {"kind": "llvm", **triple, "mcpu": self.llvm_cpu, "mattr": list(self.features)}
 
     def missing_features(self, host: HostCpu | None = None) -> tuple[str, ...]:
         """LLVM features that code for this target may use and the host (default: this one) lacks."""
         host = host or host_cpu()
-        if host.architecture != "x86-64":
-            return (f"the x86-64 architecture (the host is '{host.architecture}')",)
-        cpu = X86_CPUS[self.llvm_cpu]
-        if host.flags is None:
-            # Not Linux: features cannot be read. AVX2 is a fair bet, more is not.
-            return () if cpu.level == 3 and not cpu.extra_features else (f"certainty about {self.llvm_cpu}'s features",)
+        cpu = CPUS[self.llvm_cpu]
+        if host.architecture != cpu.architecture:
+            return (f"the {cpu.architecture} architecture (the host is '{host.architecture}')",)
+        if host.flags is None:  # Not Linux: features cannot be read.
+            certain = cpu.is_modest or host.llvm_cpu == self.llvm_cpu
+            return () if certain else (f"certainty about {self.llvm_cpu}'s features",)
         left_out = {feature[1:] for feature in self.features if feature.startswith("-")}
-        wanted = tuple(name for name in (*cpu.level_features, *cpu.extra_features) if name not in left_out)
+        wanted = tuple(name for name in cpu.features if name not in left_out)
         if host.llvm_cpu == self.llvm_cpu:
             wanted = tuple(name for name in wanted if name not in FEATURES_LINUX_HIDES)
         return host.lacks(wanted)
@@ -121,36 +129,44 @@ def native_target(cpu: HostCpu) -> Target:
         TargetError: sepc has no kernels for it.
     """
     machine = with_stored(describe_host(cpu), cpu.identity)
-    core = X86_CPUS[cpu.llvm_cpu]
-    hidden = tuple(f"-{name}" for name in cpu.lacks(core.extra_features))
-    return Target("native", core.name, _plus(core) + hidden, core.vector_bits, machine)
+    core = CPUS[cpu.llvm_cpu]
+    hidden = tuple(f"-{name}" for name in cpu.lacks(core.features))
+    return Target("native", core.name, core.target_features + hidden, core.vector_bits, machine)
 
 
-def _plus(cpu: X86Cpu) -> tuple[str, ...]:
-    return tuple(f"+{name}" for name in cpu.level_features)
-
-
-def _unknown(name: str, cpu_name: str) -> TargetError:
+def _unknown(name: str) -> TargetError:
     where = f"target='{name}'"
-    if cpu_name in X86_CPUS_TOO_OLD:
+    if name.removeprefix(X86.prefix) in X86_CPUS_TOO_OLD:
         return TargetError(
             f"There are no kernels for the target '{name}'",
             where=where,
             why="kernels need AVX2 and FMA, which this core lacks",
             fix="use 'x86-64-v3' or a later core",
         )
-    near = _near(name, cpu_name)
+    near = _near(name)
     fix = f"did you mean {' or '.join(repr(candidate) for candidate in near)}?" if near else "use one of these names"
-    cores = ", ".join(sorted(core for core in X86_CPUS if core not in GENERIC_NAMES))
-    known = f"known are native, {', '.join(GENERIC_NAMES)} and x86:<core> with a core of LLVM's: {cores}"
-    return TargetError(f"There is no target '{name}'", where=where, why=known, fix=fix)
+    generic = ", ".join(("native", *(one for family in FAMILIES for one in family.generic)))
+    cores = "; ".join(f"{family.prefix}<core> with {', '.join(sorted(_cores(family)))}" for family in FAMILIES)
+    why = f"known are {generic}, and for a core of LLVM's {cores}"
+    return TargetError(f"There is no target '{name}'", where=where, why=why, fix=fix)
 
 
-def _near(name: str, cpu_name: str) -> list[str]:
+def _cores(family: Family) -> list[str]:
+    """The names that may follow the family's prefix."""
+    return [name.removeprefix(family.prefix) for name in family.names if name.startswith(family.prefix)]
+
+
+def _near(name: str) -> list[str]:
     """Known names that look like what was written; a bare core name ('znver4') and other spellings count as near."""
-    spelling = cpu_name.lower().replace("_", "-")
-    if X86_PREFIX + spelling in Target.known():
-        return [X86_PREFIX + spelling]
-    near_cores = difflib.get_close_matches(spelling, X86_CPUS, n=2, cutoff=0.7)
-    near = [core if core in GENERIC_NAMES else X86_PREFIX + core for core in near_cores]
-    return near or difflib.get_close_matches(name.lower(), ("native", *GENERIC_NAMES), n=1, cutoff=0.5)
+    spelling = name.lower().replace("_", "-").replace("aarch64", "arm64")
+    family = next((one for one in FAMILIES if spelling.startswith(one.prefix)), None)
+    core = spelling.removeprefix(family.prefix) if family else spelling
+    near = {one.prefix + found: found for one in FAMILIES if family in (None, one) for found in _cores(one)}
+    exact = [full for full, found in near.items() if found == core]
+    if exact:
+        return exact
+    close = difflib.get_close_matches(core, near.values(), n=2, cutoff=0.7)
+    generic = [found for one in FAMILIES for found in one.generic]
+    if not close or spelling in generic:
+        return difflib.get_close_matches(spelling, ("native", *generic), n=1, cutoff=0.5)
+    return [full for found in close for full, own in near.items() if own == found]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
+from sepc.cost_model.arm_cpus import ARM_ALIASES, ARM_CPUS
 from sepc.cost_model.detect import HostCpu, host_cpu
 from sepc.cost_model.x86_cpus import LEVEL_FEATURES, LINUX_FLAG_OF_FEATURE, X86_CPUS, X86_CPUS_TOO_OLD
 from sepc.errors import TargetError
@@ -71,6 +73,10 @@ def test_native_is_runnable() -> None:
         ("x86:Haswell", r"'x86:haswell'"),
         ("x86-64-v5", r"'x86-64-v4'"),
         ("natvie", r"'native'"),
+        ("arm46", r"'arm64'"),
+        ("cortex-a76", r"'arm64:cortex-a76'"),
+        ("arm64:cortex_a77x", r"'arm64:cortex-a77'"),
+        ("aarch64:apple-m1", r"'arm64:apple-m1'"),
     ],
 )
 def test_unknown_name_lists_the_known_and_suggests_the_near(name: str, suggestion: str) -> None:
@@ -79,8 +85,8 @@ def test_unknown_name_lists_the_known_and_suggests_the_near(name: str, suggestio
     message = str(caught.value)
     assert message.startswith(f"There is no target '{name}'.")
     assert f"Where: target='{name}'" in message
-    assert "native, x86-64-v3, x86-64-v4 and x86:<core>" in message
-    assert all(cpu in message for cpu in X86_CPUS)
+    assert "known are native, x86-64-v3, x86-64-v4, arm64, and for a core of LLVM's x86:<core> with" in message
+    assert all(cpu in message for cpu in (*X86_CPUS, *ARM_CPUS, *ARM_ALIASES) if cpu != "generic")
     assert caught.match(rf"did you mean .*{suggestion}")
 
 
@@ -130,7 +136,7 @@ def test_other_architectures_run_nothing() -> None:
     with pytest.raises(TargetError, match=r"the x86-64 architecture \(the host is 'aarch64'\)"):
         Target.parse("x86-64-v3").require_runnable(arm)
     with pytest.raises(TargetError, match="no kernels for the processor"):
-        native_target(arm)
+        native_target(HostCpu("riscv64", llvm_cpu="", flags=None, machine_name=""))
 
 
 def test_where_features_cannot_be_read_avx2_is_assumed_and_more_is_not() -> None:
@@ -168,6 +174,47 @@ def test_features_are_llvms() -> None:
         assert (set(LEVEL_FEATURES[4]) <= features) == (cpu.level == 4), cpu.name
     for name in sorted(X86_CPUS_TOO_OLD):
         assert not {"avx2", "fma"} <= _llvm_features(name), name
+
+
+def test_arm_cores_are_llvms_and_so_are_their_features() -> None:
+    tvm = pytest.importorskip("tvm")
+    arm = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
+    names = tvm.get_global_func("target.llvm_get_cpu_archlist")(tvm.target.Target(arm))
+    assert set(ARM_CPUS) == {str(name) for name in names}
+    known = {feature for cpu in ARM_CPUS.values() for feature in cpu.features}
+    for cpu in (*ARM_CPUS.values(), *(replace(ARM_CPUS[old], name=new) for new, old in ARM_ALIASES.items())):
+        target = tvm.target.Target({**arm, "mcpu": cpu.name})
+        features = {str(name) for name in tvm.get_global_func("target.llvm_get_cpu_features")(target)}
+        assert set(cpu.features) == features & known, cpu.name
+        assert cpu.has_sve == ("sve" in features), cpu.name
+
+
+@pytest.mark.parametrize(
+    ("name", "llvm_cpu", "machine"),
+    [
+        ("arm64", "generic", "cortex-a72"),
+        ("arm64:cortex-a72", "cortex-a72", "cortex-a72"),
+        ("arm64:neoverse-v1", "neoverse-v1", "neoverse-v1"),
+        ("arm64:apple-m1", "apple-a14", "apple-m1"),
+    ],
+)
+def test_arm_targets(name: str, llvm_cpu: str, machine: str) -> None:
+    target = Target.parse(name)
+    assert (target.llvm_cpu, target.vector_lanes, target.machine.name) == (llvm_cpu, 4, machine)
+    assert target.llvm_target()["mattr"] == (["-sve"] if llvm_cpu == "neoverse-v1" else [])
+
+
+def test_an_arm_host_runs_what_its_features_allow() -> None:
+    host = HostCpu(
+        "aarch64", "cortex-a76", frozenset({"asimd", "asimddp", "asimdhp", "asimdrdm", "atomics"}), "cortex-a76"
+    )
+    for name in ("arm64", "arm64:cortex-a72", "arm64:cortex-a76", "arm64:neoverse-n1"):
+        Target.parse(name).require_runnable(host)
+    assert native_target(host).features == ()
+    with pytest.raises(TargetError, match="lacks bf16, i8mm"):
+        Target.parse("arm64:neoverse-n2").require_runnable(host)
+    with pytest.raises(TargetError, match=r"the x86-64 architecture \(the host is 'aarch64'\)"):
+        Target.parse("x86-64-v3").require_runnable(host)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from sepc.cost_model.calibration import with_stored
+from sepc.cost_model.cpus import CPUS, LINUX_FLAGS
 from sepc.cost_model.machine import Machine, MemoryLevel
 from sepc.cost_model.x86_cpus import LEVEL_FEATURES, LINUX_FLAG_OF_FEATURE, X86_CPUS
 from sepc.errors import TargetError
 
 X86_ARCHITECTURES: Final = frozenset({"x86_64", "amd64", "x64"})
+ARM_ARCHITECTURES: Final = frozenset({"aarch64", "arm64"})
 ALL_CORES_PER_HIGHEST_CLOCK: Final = 0.85
 """Clock of all cores under load, relative to the turbo clock of one: typical of desktop and server parts (estimate)."""
 
@@ -29,9 +31,9 @@ class HostCpu:
     """The processor that this program runs on.
 
     Args:
-        architecture: 'x86-64', or what Python's ``platform.machine()`` says in lower case.
+        architecture: 'x86-64' or 'aarch64', else what Python's ``platform.machine()`` says in lower case.
         llvm_cpu: LLVM's name of the core, or the generic level ('x86-64-v3') where the core is not known; empty where
-            the processor has no AVX2 and FMA, or is no x86.
+            the processor is an x86 without AVX2 and FMA, or of another architecture.
         flags: feature flags of /proc/cpuinfo; None where they cannot be read (not Linux).
         machine_name: the description that represents the core; empty where ``llvm_cpu`` is.
         is_virtual: whether a hypervisor announces itself.
@@ -56,7 +58,7 @@ class HostCpu:
         """Those of the features that the processor does not announce; none where its flags cannot be read."""
         if self.flags is None:
             return ()
-        return tuple(name for name in llvm_features if LINUX_FLAG_OF_FEATURE.get(name, name) not in self.flags)
+        return tuple(name for name in llvm_features if LINUX_FLAGS.get(name, name) not in self.flags)
 
 
 def detect_host() -> Machine:
@@ -76,9 +78,11 @@ def host_cpu() -> HostCpu:
 
 def read_host_cpu(root: Path, architecture: str) -> HostCpu:
     """The processor that ``root``/proc/cpuinfo describes; ``architecture`` as ``platform.machine()`` names it."""
+    text = _read(root / "proc/cpuinfo")
+    if architecture.lower() in ARM_ARCHITECTURES:
+        return _arm_cpu(text)
     if architecture.lower() not in X86_ARCHITECTURES:
         return HostCpu(architecture.lower(), llvm_cpu="", flags=None, machine_name="")
-    text = _read(root / "proc/cpuinfo")
     # The first processor stands for all: x86 systems do not mix instruction sets.
     first = _cpuinfo_fields(text.split("\n\n", 1)[0])
     if "flags" not in first:
@@ -98,6 +102,26 @@ def read_host_cpu(root: Path, architecture: str) -> HostCpu:
         is_virtual="hypervisor" in flags,
         reported_clock_ghz=max(clocks_mhz, default=0.0) / 1e3,
         model_name=first.get("model name", ""),
+    )
+
+
+def _arm_cpu(cpuinfo: str) -> HostCpu:
+    """The processor that `cpuinfo` describes; of cores of several kinds, those with the most arithmetic."""
+    blocks = [fields for block in cpuinfo.split("\n\n") if "CPU part" in (fields := _cpuinfo_fields(block))]
+    if not blocks:  # macOS: every such Mac has an M1 or a later core.
+        name = "apple-a14" if not cpuinfo else "generic"
+        return HostCpu("aarch64", llvm_cpu=name, flags=None, machine_name=CPUS[name].machine)
+    flags = frozenset(blocks[0].get("Features", "").split())
+    parts = {(_hexadecimal(one.get("CPU implementer", "")), _hexadecimal(one["CPU part"])) for one in blocks}
+    known = {_ARM_PARTS[part] for part in parts if part in _ARM_PARTS}
+    names = [name for name in sorted(known) if all(LINUX_FLAGS.get(f, f) in flags for f in CPUS[name].features)]
+    name = max(names or ["generic"], key=lambda one: Machine.load(CPUS[one].machine).peak_flops_per_core)
+    return HostCpu(
+        architecture="aarch64",
+        llvm_cpu=name,
+        flags=flags,
+        machine_name=CPUS[name].machine,
+        model_name=", ".join(f"{implementer:#x}:{part:#x}" for implementer, part in sorted(parts)),
     )
 
 
@@ -235,7 +259,7 @@ def _clock_ghz(cpu: HostCpu, root: Path) -> float:
 
 def _why_unsupported(cpu: HostCpu) -> str:
     if cpu.architecture != "x86-64":
-        return f"it is an '{cpu.architecture}', and so far there are kernels for x86-64 only"
+        return f"it is an '{cpu.architecture}', and there are kernels for x86-64 and 64-bit Arm only"
     return f"kernels need AVX2 and FMA, and this processor lacks {', '.join(cpu.lacks(LEVEL_FEATURES[3]))}"
 
 
@@ -253,6 +277,13 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _hexadecimal(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 0
 
 
 def _number(text: str) -> float:
@@ -311,3 +342,48 @@ _INTEL_NAMES: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "novalake": ((18, 0x01), (18, 0x03)),
 }
 _INTEL_MODELS: Final = {number: name for name, numbers in _INTEL_NAMES.items() for number in numbers}
+
+# Implementer and part numbers: the same file.
+_ARM_LIMITED: Final = {
+    0xD03: "cortex-a53",
+    0xD04: "cortex-a35",
+    0xD05: "cortex-a55",
+    0xD07: "cortex-a57",
+    0xD08: "cortex-a72",
+    0xD09: "cortex-a73",
+    0xD0A: "cortex-a75",
+    0xD0B: "cortex-a76",
+    0xD0C: "neoverse-n1",
+    0xD0D: "cortex-a77",
+    0xD0E: "cortex-a76ae",
+    0xD40: "neoverse-v1",
+    0xD41: "cortex-a78",
+    0xD42: "cortex-a78ae",
+    0xD44: "cortex-x1",
+    0xD46: "cortex-a510",
+    0xD47: "cortex-a710",
+    0xD48: "cortex-x2",
+    0xD49: "neoverse-n2",
+    0xD4A: "neoverse-e1",
+    0xD4B: "cortex-a78c",
+    0xD4C: "cortex-x1c",
+    0xD4D: "cortex-a715",
+    0xD4E: "cortex-x3",
+    0xD4F: "neoverse-v2",
+    0xD80: "cortex-a520",
+    0xD81: "cortex-a720",
+    0xD82: "cortex-x4",
+    0xD84: "neoverse-v3",
+    0xD85: "cortex-x925",
+    0xD87: "cortex-a725",
+    0xD8E: "neoverse-n3",
+}
+_ARM_PARTS: Final = {
+    **{(0x41, part): name for part, name in _ARM_LIMITED.items()},
+    **{(0x61, part): "apple-a14" for part in range(0x22, 0x2A)},
+    **{(0x61, part): "apple-a15" for part in range(0x32, 0x3A)},
+    (0xC0, 0xAC3): "ampere1",
+    (0xC0, 0xAC4): "ampere1a",
+    (0x51, 0x1): "oryon-1",
+    (0x48, 0xD01): "tsv110",
+}

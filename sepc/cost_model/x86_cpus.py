@@ -57,6 +57,23 @@ class X86Cpu:
     machine: str
     extra_features: tuple[str, ...] = ()
 
+    architecture = "x86-64"
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """LLVM features that code for this core may use."""
+        return (*self.level_features, *self.extra_features)
+
+    @property
+    def target_features(self) -> tuple[str, ...]:
+        """What LLVM is told beside the name."""
+        return tuple(f"+{name}" for name in self.level_features)
+
+    @property
+    def is_modest(self) -> bool:
+        """Whether it has AVX2 and what goes with it, which is a fair bet, and nothing more, which is not."""
+        return self.level == 3 and not self.extra_features
+
     @property
     def vector_bits(self) -> int:
         """Width of the widest vectors that kernels use."""

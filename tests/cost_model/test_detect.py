@@ -192,8 +192,40 @@ def test_not_linux_falls_back_to_the_generic_description(tmp_path: Path, monkeyp
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"no kernels for the processor(.|\n)*'aarch64'(.|\n)*name the machine"):
-        describe(tmp_path, "aarch64")
+    with pytest.raises(TargetError, match=r"no kernels for the processor(.|\n)*'riscv64'(.|\n)*name the machine"):
+        describe(tmp_path, "riscv64")
+
+
+ARM_FLAGS = "fp asimd evtstrm crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+
+
+@pytest.mark.parametrize(
+    ("parts", "flags", "llvm_cpu", "machine"),
+    [
+        ([(0x41, 0xD08)], "fp asimd", "cortex-a72", "cortex-a72"),
+        ([(0x41, 0xD05), (0x41, 0xD0B)], ARM_FLAGS, "cortex-a76", "cortex-a76"),  # small cores first
+        ([(0x41, 0xD0C)], ARM_FLAGS, "neoverse-n1", "neoverse-n1"),
+        ([(0x41, 0xD0C)], "fp asimd", "generic", "cortex-a72"),  # a hypervisor hides what LLVM would use
+        ([(0x61, 0x23)], ARM_FLAGS, "apple-a14", "apple-m1"),
+        ([(0x99, 0x99)], ARM_FLAGS, "generic", "cortex-a72"),
+    ],
+)
+def test_arm_cores_are_known_by_their_parts(
+    tmp_path: Path, parts: list[tuple[int, int]], flags: str, llvm_cpu: str, machine: str
+) -> None:
+    blocks = [
+        f"processor\t: {i}\nFeatures\t: {flags}\nCPU implementer\t: {a:#x}\nCPU part\t: {b:#x}\n"
+        for i, (a, b) in enumerate(parts)
+    ]
+    write(tmp_path / "proc/cpuinfo", "\n".join(blocks))
+    cpu = detect.read_host_cpu(tmp_path, "aarch64")
+    assert (cpu.architecture, cpu.llvm_cpu, cpu.machine_name) == ("aarch64", llvm_cpu, machine)
+    assert describe(tmp_path, "aarch64").vector_lanes == 4
+
+
+def test_a_mac_without_cpuinfo_has_at_least_an_m1(tmp_path: Path) -> None:
+    cpu = detect.read_host_cpu(tmp_path, "arm64")
+    assert (cpu.architecture, cpu.llvm_cpu, cpu.flags, cpu.machine_name) == ("aarch64", "apple-a14", None, "apple-m1")
 
 
 def test_an_old_processor_is_refused_by_what_it_lacks(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from sepc.cost_model.cpus import CPUS
 from sepc.cost_model.machine import MACHINES_DIRECTORY, Machine, parse_machine
-from sepc.cost_model.x86_cpus import X86_CPUS
 from sepc.errors import TargetError
 
-WITHOUT_THIRD_LEVEL = ("cortex-a53", "cortex-a72")
+WITHOUT_THIRD_LEVEL = ("apple-m1", "cortex-a53", "cortex-a72")
 
 
 def _table() -> dict[str, Any]:
@@ -46,8 +46,9 @@ def test_every_description_states_sources(name: str) -> None:
 
 
 def test_every_core_has_a_description_of_its_width() -> None:
-    for cpu in X86_CPUS.values():
-        assert Machine.load(cpu.machine).vector_bits == cpu.vector_bits, cpu.name
+    for cpu in CPUS.values():
+        machine = Machine.load(cpu.machine)
+        assert (machine.vector_bits, machine.architecture) == (cpu.vector_bits, cpu.architecture), cpu.name
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,7 @@ def test_every_core_has_a_description_of_its_width() -> None:
         ("cortex-a76", 16),
         ("neoverse-n1", 16),
         ("neoverse-v1", 32),
+        ("apple-m1", 32),
     ],
 )
 def test_peak_is_that_of_the_manuals(name: str, flops_per_cycle: int) -> None:
