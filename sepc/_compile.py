@@ -22,7 +22,7 @@ from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
 from sepc.frontend.export import Captured, export, finish
 from sepc.ir import ops, region
-from sepc.runtime.executable import Executable
+from sepc.runtime.executable import AnyExecutable
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Signature, TensorLeaf
 from sepc.runtime.specialization import Description, Specialization
@@ -124,6 +124,10 @@ class Lowered:
         """The code of a kernel as "tirx", "llvm" or "asm"."""
         return str(_backend().source_of(self.functions[symbol], form, target))
 
+    def objects(self, target: Target, prefix: str) -> bytes:
+        """All kernels as one object file, with `prefix` and an underscore in front of their symbols."""
+        return bytes(_backend().compile_module(self.functions, target, prefix))
+
 
 @dataclass(frozen=True)
 class Compiled(Specialization):
@@ -198,11 +202,11 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
     graph_module = captured.graph_module
     assembled = backend.assemble(graph_module, target.vector_lanes, job.threads)
     clock.lap("lower")
-    executable, times = backend.build(assembled, target)
+    executable, times = backend.build(assembled, target, job.threads)
     wrong = backend.wrong_regions(assembled.checks, executable) if target.is_runnable else {}
     if wrong:
         assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, wrong)
-        executable, times = backend.build(assembled, target)
+        executable, times = backend.build(assembled, target, job.threads)
         _hand_over(graph_module, wrong)
     clock.add(times)
     description = Description(
@@ -289,11 +293,12 @@ class _Backend:
     """The backend's entry points."""
 
     def __init__(self) -> None:
-        from sepc.backends.build import build, source_of
+        from sepc.backends.build import build, compile_module, source_of
         from sepc.backends.check import wrong_regions
         from sepc.backends.program import assemble
 
-        self.assemble, self.build, self.source_of, self.wrong_regions = assemble, build, source_of, wrong_regions
+        self.assemble, self.build, self.wrong_regions = assemble, build, wrong_regions
+        self.source_of, self.compile_module = source_of, compile_module
 
 
 def _backend() -> _Backend:
@@ -308,7 +313,7 @@ def _backend() -> _Backend:
         ) from error
 
 
-def _report(node: fx.Node, graph: fx.GraphModule, executable: Executable) -> RegionReport:
+def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> RegionReport:
     info, choice = region.info(node), node.meta.get("sepc_tiling")
     names = tuple(str(inner.target).removeprefix("aten.") for inner in region.computations(graph))
     cost = choice.cost if choice is not None and info.kernel == "sepc" else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -84,6 +86,25 @@ class CompiledModel(Model):
             raise SepcError(f"There is no source form '{form}'", fix="choose tirx, llvm or asm")
         lowered = self._last().lowered
         return "\n".join(lowered.source(symbol, form, self.target) for symbol in found.symbols)
+
+    def export(self, path: str | os.PathLike[str], format: Literal["c"] = "c", *, name: str = "model") -> list[Path]:  # noqa: A002 -- what users of exports expect
+        """Write what was compiled last as C: sources, an object file with the kernels, and the weights.
+
+        Args:
+            path: a directory, made if need be.
+            format: "c", so far the only one.
+            name: of the C function, which is ``<name>_run``, and of its files.
+
+        Returns the files. They need a C compiler for the target, and nothing of sepc or Python. Raises SepcError if
+        nothing is compiled yet, InputError for a bad name or format, ModelError if PyTorch would run a part of it.
+        """
+        from sepc.bundle.bundle import Bundle, require_writable
+
+        if format != "c":
+            raise InputError(f"There is no format {format!r}", where="export", fix='use format="c"')
+        compiled = self._last()
+        require_writable(name, compiled)
+        return Bundle.of(name, self.target, compiled, compiled.lowered.objects(self.target, name)).write(Path(path))
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What becomes of the model for these arguments, and why; without any, what became of what was compiled last.

@@ -36,7 +36,7 @@ def require_kernels(compiled: Compiled, target: Target, fullgraph: bool) -> None
     # The graph of this compilation, not of that which the cache has it from: source lines are those of this program.
     lines = list(dict.fromkeys(_lines(compiled.lowered.graph_module)))
     what = "1 operator" if len(lines) == 1 else f"{len(lines)} operators"
-    wanted = "fullgraph=True" if fullgraph else f"the target {target.name!r}, which this host cannot run"
+    wanted = "fullgraph=True" if fullgraph else f"the target {target.name!r}, which this host cannot run,"
     raise ModelError(
         f"There are no kernels for {what}, and {wanted} leaves nothing to PyTorch",
         why="\n    ".join(("these would run in PyTorch", *lines)),

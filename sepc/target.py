@@ -69,6 +69,11 @@ class Target:
         return ("native", *(name for family in FAMILIES for name in family.names))
 
     @property
+    def text(self) -> str:
+        """The name, with LLVM's name of the core where it does not say that."""
+        return self.name if self.name.endswith(self.llvm_cpu) else f"{self.name} ({self.llvm_cpu})"
+
+    @property
     def is_of_host_architecture(self) -> bool:
         """Whether this host could load code for this target, if not run it."""
         return self.machine.architecture == host_cpu().architecture

@@ -19,32 +19,44 @@ import tvm
 
 from sepc.backends.program import Assembled
 from sepc.backends.stages.vector import Expr
+from sepc.bundle import emulation
 from sepc.c_compiler import c_compiler
 from sepc.errors import BuildError
-from sepc.runtime.executable import Executable, aligned_bytes
+from sepc.runtime.executable import AnyExecutable, Executable, aligned_bytes
 from sepc.runtime.program import KernelCall
 from sepc.target import Target
 
 
-def build(assembled: Assembled, target: Target) -> tuple[Executable, dict[str, float]]:
+def build(assembled: Assembled, target: Target, threads: int) -> tuple[AnyExecutable, dict[str, float]]:
     """Compile the kernels of a program, link and load them. Also returns the seconds that each stage took.
+
+    What is for another architecture stays an object file.
 
     The constants of `assembled` are gone afterwards: they are kept once, in the executable. Raises BuildError where
     building fails, ArtifactError where the library cannot be loaded.
     """
     started = time.perf_counter()
     program = assembled.program
+    if not target.is_of_host_architecture:
+        kernels = compile_module(assembled.functions, target, emulation.NAME)
+        foreign = emulation.ForeignExecutable(target, threads, program, _constants(assembled), kernels)
+        return foreign, {"kernels": time.perf_counter() - started}
     with tempfile.TemporaryDirectory(prefix="sepc-") as name:
         directory = Path(name)
         objects = compile_objects(assembled.functions, target, directory)
         compiled = time.perf_counter()
         library = link(objects, entry_source(program.segments, assembled.parameters), directory).read_bytes()
-    constants = aligned_bytes(program.constants_bytes)
+    executable = Executable.load(program, library, _constants(assembled))
+    return executable, {"kernels": compiled - started, "link": time.perf_counter() - compiled}
+
+
+def _constants(assembled: Assembled) -> torch.Tensor:
+    """The program's constants, which `assembled` then has no more."""
+    constants = aligned_bytes(assembled.program.constants_bytes)
     if assembled.constants:
         constants.copy_(torch.frombuffer(assembled.constants, dtype=torch.uint8))
         assembled.constants = bytearray()
-    executable = Executable.load(program, library, constants)
-    return executable, {"kernels": compiled - started, "link": time.perf_counter() - compiled}
+    return constants
 
 
 def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path) -> list[Path]:
@@ -63,6 +75,19 @@ def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path
 def compile_function(function: Expr, target: Target) -> Expr:
     """TVM's executable for one raw kernel."""
     return tvm.compile(function, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
+
+
+def compile_module(kernels: Mapping[str, Expr], target: Target, prefix: str) -> bytes:
+    """One object file with all kernels, whose symbols get `prefix` and an underscore in front."""
+    named = {f"{prefix}_{symbol}": function for symbol, function in kernels.items()}
+    if not named:
+        return b""
+    module = tvm.IRModule({name: one.with_attr("global_symbol", name) for name, one in named.items()})
+    with tempfile.TemporaryDirectory(prefix="sepc-") as directory:
+        path = Path(directory) / "kernels.o"
+        executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
+        executable.mod.write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 def source_of(function: Expr, form: str, target: Target) -> str:

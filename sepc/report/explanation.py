@@ -82,7 +82,7 @@ class Explanation:
     """What became of a model for some arguments, and why; see `sepc.explain`.
 
     Attributes:
-        model: its class. target: the name of the target. core: LLVM's name of the core that it means.
+        model: its class. target: its name, with the core where the name does not say that.
         threads, optimize: what it was compiled for. arena_bytes: memory for intermediate values and scratch.
         regions: in execution order.
         passes: what each pass did, with its decisions.
@@ -90,7 +90,6 @@ class Explanation:
 
     model: str
     target: str
-    core: str
     threads: int
     optimize: str
     arena_bytes: int
@@ -104,19 +103,13 @@ class Explanation:
         found = {node.name: (node, graph) for node, graph in region.regions(graph_module)}
         return Explanation(
             model=model,
-            target=target.name,
-            core=target.llvm_cpu,
+            target=target.text,
             threads=description.threads,
             optimize=description.optimize,
             arena_bytes=compiled.executable.program.arena_bytes,
             regions=tuple(_explain(one, *found[one.name]) for one in description.regions),
             passes=tuple(compiled.lowered.passes),
         )
-
-    @property
-    def target_and_core(self) -> str:
-        """The target, with the core where its name does not say that."""
-        return self.target if self.target.endswith(self.core) else f"{self.target} ({self.core})"
 
     @property
     def total(self) -> Total:

@@ -27,7 +27,7 @@ def text(explanation: Explanation) -> str:
 
 def _head(explanation: Explanation) -> list[str]:
     threads = f"{explanation.threads} thread{'s' * (explanation.threads != 1)}"
-    compiled = f"{explanation.model} compiled for {explanation.target_and_core}, {threads}"
+    compiled = f"{explanation.model} compiled for {explanation.target}, {threads}"
     return textwrap.wrap(
         f"{compiled}, least {explanation.optimize}; arena {bytes_text(explanation.arena_bytes)}", WIDTH
     )

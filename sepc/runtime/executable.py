@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,6 +21,30 @@ from sepc.runtime.program import HostCall, Program, TensorReference
 
 ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
+
+
+class AnyExecutable(Protocol):
+    """A program that can be run, here or elsewhere; members as in `Executable`."""
+
+    @property
+    def program(self) -> Program:
+        """What is run."""
+
+    @property
+    def constants(self) -> torch.Tensor:
+        """Block 1."""
+
+    @property
+    def library(self) -> bytes:
+        """The shared library, as a file has it."""
+
+    def run(
+        self, inputs: Sequence[torch.Tensor], threads: int, stamps: ctypes.Array[Any] | None = None
+    ) -> list[torch.Tensor]:
+        """The program's results for `inputs`."""
+
+    def profile(self, inputs: Sequence[torch.Tensor], threads: int, repeats: int) -> dict[str, float]:
+        """Median time of each region over `repeats` runs, in microseconds, by the region's name."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from sepc.bundle.emulation import require_runner
 from sepc.errors import InputError, SepcError
 from sepc.runtime import artifact
 from sepc.runtime.report import Profile, RegionReport
@@ -36,11 +37,12 @@ class Model(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result for these arguments.
 
-        Raises InputError for arguments that do not fit, TargetError where this host cannot run the target, and what
+        What is for another architecture runs under emulation, where the tools for that are installed. Raises
+        InputError for arguments that do not fit, TargetError where this host cannot run the target, and what
         `sepc.compile` raises when the shapes are new and the model may compile.
         """
         if not self._runnable:
-            self.target.require_runnable()
+            require_runner(self.target)
             self._runnable = True
         specialization, tensors = self._resolve(args, kwargs)
         return specialization.run(tensors)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sepc.runtime.executable import Executable
+from sepc.runtime.executable import AnyExecutable
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Results, Signature
 
@@ -39,7 +39,7 @@ class Specialization:
     """A model compiled for one signature and number of threads."""
 
     description: Description
-    executable: Executable
+    executable: AnyExecutable
 
     @property
     def key(self) -> tuple[int, tuple[Any, ...]]:
