@@ -37,6 +37,11 @@ EPILOGUE_EXPOSED: Final = 0.75
 """
 REDUCTION_LOOP_CYCLES: Final = 1.0
 """Entering and leaving the innermost loop over input channels, per tap (fit: dense 0.2)."""
+LOOP_INSTRUCTIONS: Final = {True: 3, False: 6}
+"""Instructions of one trip of the innermost loop beside multiply-adds and loads: counting, addresses, prefetching.
+
+Where operands may come from memory, with addresses of several parts, and where not (LLVM 22's code for Arm).
+"""
 KERNEL_ROW_CYCLES: Final = 2.5
 """One trip of a loop over kernel rows (fits: dense 2.1, lanewise 2.5)."""
 # Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
@@ -45,9 +50,12 @@ SPILL_FACTOR: Final = 2.3
 UNROLLED_CHANNELS: Final = 8
 """Loops over at most so many input channels count as unrolled, several taps then sharing inputs in registers. Only 3
 channels were measured (slow) and 16 and more (not slow); the border between is a guess."""
-SHARED_INPUTS_FREE: Final = 20
-SHARED_INPUT_FACTOR: Final = 0.026
-"""Such a loop slows down by this for each pair of a column and a tap shared with its neighbour beyond the free ones.
+SHARED_INPUTS: Final = {True: (20, 0.026), False: (6, 0.11)}
+"""How many pairs of a column and a tap shared with its neighbour are free in such a loop, and by how much it slows down
+for each one more; where multiply-adds take operands from memory, and where they do not.
+
+Without them (Arm; LLVM's model of a Cortex-A72, 3×3 with stride 2 in two vectors): 6 columns nothing is spilled, 8
+columns 1.25 times the multiply-adds' time, 12 columns 1.6.
 
 This and the next two follow the timings of some 25 blocks of two stems (3×3 and 7×7, stride 2, 3 input channels), to
 which they were fitted by hand: 7×7 with 3 to 5 columns 1.0 to 1.2 times the quickest, 9 columns 1.7, 14 columns 2.4.
@@ -140,18 +148,21 @@ def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: 
     if registers > machine.vector_registers:
         return SPILL_FACTOR
     overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
+    free, factor = SHARED_INPUTS[machine.has_memory_operands]
     if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS:
         return 1.0
     lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
-    shared = max(0, columns * overlap - SHARED_INPUTS_FREE)
-    return 1 + SPARE_REGISTER_FACTOR * lacking + SHARED_INPUT_FACTOR * shared
+    shared = max(0, columns * overlap - free)
+    return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
 
 
 def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine) -> float:
     """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
     multiplies = columns * sum(1 / machine.fma_per_cycle_at(lanes) for lanes in panel)
     loads = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in panel) + columns / machine.half_width_loads_per_cycle
-    return max(multiplies, loads, machine.fma_latency_cycles + CHAIN_CYCLES)
+    instructions = columns * len(panel) + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
+    entering = instructions / machine.instructions_per_cycle
+    return max(multiplies, loads, entering, machine.fma_latency_cycles + CHAIN_CYCLES)
 
 
 def _exposed(multiplies: float) -> float:
@@ -200,7 +211,11 @@ def _lanewise_group_cycles(
         per_tap_row = conv.group_in * (iteration + KERNEL_ROW_CYCLES * (parts - 1)) + KERNEL_ROW_CYCLES
         accumulators = segment.columns * len(widths)
         lacking = accumulators + taps + 1 + SPARE_LANEWISE_REGISTERS - machine.vector_registers
-        if lacking > 0:
+        if len(widths) > 1 and not machine.has_memory_operands:
+            # LLVM loads the inputs of all vectors before it uses the first, and keeps them on the stack.
+            held = accumulators + taps + distinct * len(widths) - machine.vector_registers
+            per_tap_row += max(0, held) * (1 / machine.stores_per_cycle + 1 / machine.loads_per_cycle)
+        elif lacking > 0:
             # So large a part of accumulators and weights is kept in memory; the accumulators have to be stored again.
             stored = lacking / (accumulators + taps) * accumulators / (accumulators + taps)
             per_tap_row += stored * sum(valid) * len(widths) * conv.group_in / machine.stores_per_cycle

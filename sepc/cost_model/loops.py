@@ -170,7 +170,8 @@ def _of_tiles(product: Convolution, tiling: WinogradTiling, loops: list[Loop]) -
 
 def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[list[Loop], Extents, Measure]:
     """Tasks, then channel groups, rows, column blocks, kernel rows; the body is one kernel row of one block."""
-    width = min(lanes * tiling.vectors, conv.out_channels)
+    width = min(lanes * tiling.group_vectors, conv.out_channels)
+    block_width = min(lanes * tiling.vectors, conv.out_channels)
     columns = min(tiling.columns, conv.out_width)
     rows = min(tiling.rows, conv.out_height)
     groups = min(tiling.groups, ceil_div(conv.out_channels, width))
@@ -184,6 +185,7 @@ def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[
         ("channels", groups, width),
         ("rows", rows, 1),
         ("columns", ceil_div(task_columns, columns), columns),
+        ("channels", ceil_div(width, block_width), block_width),
         ("tap_rows", conv.kernel_rows, 1),
     ]
 

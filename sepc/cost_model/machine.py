@@ -108,6 +108,7 @@ class Machine:
         loads_per_cycle: full-width vector loads (also as an operand of an FMA).
         half_width_loads_per_cycle: loads at most half as wide, and scalars broadcast from memory.
         stores_per_cycle: full-width vector stores.
+        instructions_per_cycle: instructions of any kind that enter execution; one with a memory operand is one.
         levels: memory levels from the fastest to DRAM.
         parallel_region_us: entering and leaving one parallel region.
         barrier_us: one barrier inside a parallel region.
@@ -126,6 +127,7 @@ class Machine:
     loads_per_cycle: float
     half_width_loads_per_cycle: float
     stores_per_cycle: float
+    instructions_per_cycle: float
     levels: tuple[MemoryLevel, ...]
     parallel_region_us: float
     barrier_us: float
@@ -144,6 +146,11 @@ class Machine:
     def known() -> tuple[str, ...]:
         """Names of all descriptions of CPUs, sorted."""
         return tuple(name for name in descriptions() if not name.startswith(GPU_PREFIX))
+
+    @property
+    def has_memory_operands(self) -> bool:
+        """Whether a multiply-add can take one of its operands from memory."""
+        return self.architecture == "x86-64"
 
     @property
     def vector_lanes(self) -> int:

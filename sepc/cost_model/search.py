@@ -14,6 +14,7 @@ from typing import Final
 from sepc.cost_model.blocks import is_tight
 from sepc.cost_model.cycles import compute_cycles
 from sepc.cost_model.latency import Cost, predict
+from sepc.cost_model.loops import FP32_BYTES
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import (
     DenseTiling,
@@ -202,9 +203,11 @@ def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
     for vectors in range(1, min(MOST_LANEWISE_VECTORS, max(1, ceil_div(conv.out_channels, lanes))) + 1):
         # Accumulators, and at least one weight and one input.
         most_columns = (machine.vector_registers - 2) // vectors
-        groups = ceil_div(conv.out_channels, lanes * vectors)
-        for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):
-            yield LaneTiling(columns, vectors, max(1, conv.out_height), groups)
+        line_vectors = machine.levels[0].line_bytes // (lanes * FP32_BYTES)
+        for turns in {1, max(1, line_vectors // vectors)}:
+            groups = ceil_div(conv.out_channels, lanes * vectors * turns)
+            for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):
+                yield LaneTiling(columns, vectors, max(1, conv.out_height), groups, turns=turns)
 
 
 def task_sizes(stage: Stage, block: Tiling, machine: Machine, threads: int) -> Iterator[Tiling]:
@@ -219,7 +222,7 @@ def task_sizes(stage: Stage, block: Tiling, machine: Machine, threads: int) -> I
             for rows in _even_parts(block.rows, threads):
                 for groups in _even_parts(block.groups, threads):
                     for blocks in _column_parts(stage, block, threads):
-                        yield LaneTiling(block.columns, block.vectors, rows, groups, blocks)
+                        yield replace(block, rows=rows, groups=groups, blocks=blocks)
         case RowTiling():
             for rows in _even_parts(block.rows, threads):
                 yield RowTiling(rows)

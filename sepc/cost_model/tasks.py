@@ -67,4 +67,4 @@ def busiest_share(tiles: Sequence[tuple[int, int]], threads: int) -> float:
 
 def lane_groups(channels: int, tiling: LaneTiling, lanes: int) -> tuple[int, int]:
     """Groups of channel vectors of a lanewise stage, and how many a task takes."""
-    return ceil_div(channels, lanes * tiling.vectors), tiling.groups
+    return ceil_div(channels, lanes * tiling.group_vectors), tiling.groups

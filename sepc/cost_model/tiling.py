@@ -143,8 +143,10 @@ class LaneTiling:
         columns: output columns held in registers.
         vectors: vectors of channels held in registers.
         rows: output rows per task.
-        groups: groups of `vectors` vectors of channels per task.
+        groups: groups of `vectors` vectors of channels, `turns` times over, per task.
         blocks: column blocks of the row's interior per task; None: whole rows.
+        turns: how many times a block of registers is computed over the same columns, each time for other channels: so
+            that narrow vectors, too, make use of whole cache lines.
     """
 
     columns: int
@@ -152,11 +154,18 @@ class LaneTiling:
     rows: int
     groups: int
     blocks: int | None = None
+    turns: int = 1
+
+    @property
+    def group_vectors(self) -> int:
+        """Vectors of channels in a group."""
+        return self.vectors * self.turns
 
     def __str__(self) -> str:
         blocks = "" if self.blocks is None else f" × {self.blocks} blocks"
         task = f"{self.rows} rows{blocks} × {self.groups} channel groups"
-        return f"registers {self.columns}×{self.vectors} vectors, task {task}"
+        turns = "" if self.turns == 1 else f" in {self.turns} turns"
+        return f"registers {self.columns}×{self.vectors} vectors{turns}, task {task}"
 
 
 @dataclass(frozen=True)

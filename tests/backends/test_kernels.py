@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import sepc
 from sepc.cost_model import interleaved, search
+from sepc.cost_model.tiling import LaneTiling, Tiling
 from sepc.passes import choose_tiling
 
 TOLERANCE = 1e-4
@@ -162,6 +163,22 @@ def test_long_rows_of_taps_in_parts_agree_with_pytorch() -> None:
     check(cases)
 
 
+@pytest.mark.parametrize("target", ["x86-64-v3", "native"])
+@pytest.mark.parametrize(("channels", "vectors", "turns"), [(64, 1, 2), (64, 1, 4), (72, 2, 2), (83, 1, 3), (20, 2, 2)])
+def test_channels_in_turns_agree_with_pytorch(target: str, channels: int, vectors: int, turns: int) -> None:
+    depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+    pairs = nn.Conv2d(2 * channels, channels, (1, 5), groups=channels)
+    cases: list[tuple[nn.Module, torch.Tensor]] = [
+        (depthwise, torch.randn(2, channels, 9, 11)),
+        (pairs, torch.randn(1, 2 * channels, 9, 11)),
+    ]
+    with tilings(lambda candidates: LaneTiling(5, vectors, 4, 2, turns=turns)):
+        compiled = check(cases, target)
+    tiled = [one.tiling for one in compiled.regions if one.kind == "convolution"]
+    assert all(f"in {turns} turns" in one for one in tiled)
+    assert len(tiled) == 2
+
+
 @st.composite
 def transposed_convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     """Any options of a transposed convolution, and an input large enough for them."""
@@ -205,12 +222,21 @@ def test_transposed_convolutions_whose_phases_lack_taps_give_the_bias_there() ->
 @contextmanager
 def any_tiling(seed: int) -> Iterator[None]:
     """Tilings are drawn at random from all that are legal."""
-    generator = random.Random(seed)
+    with tilings(random.Random(seed).choice):
+        yield
+
+
+@contextmanager
+def tilings(draw: Callable[[list[Tiling]], Tiling]) -> Iterator[None]:
+    """Tilings are those that `draw` gives of all that are legal, where they are of a kind that is legal."""
 
     def choose(
         stage: search.Stage, machine: search.Machine, threads: int, *, mixing: search.Mixing = "pixels", **costs: int
     ) -> search.Choice:
-        tiling = generator.choice(search.candidates(stage, machine, threads, mixing=mixing))
+        candidates = search.candidates(stage, machine, threads, mixing=mixing)
+        tiling = draw(candidates)
+        if type(tiling) not in map(type, candidates):
+            tiling = candidates[0]
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:

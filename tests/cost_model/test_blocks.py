@@ -37,6 +37,14 @@ def test_few_accumulators_wait_for_the_latency() -> None:
     assert _dense(conv, 1, (16,) * 4) < 0.3 * _dense(conv, 1, (16,))
 
 
+def test_small_blocks_wait_for_the_instructions_to_enter() -> None:
+    # LLVM's model of a Neoverse N1: 2×4 vectors take 5.3 cycles where the multiply-adds alone take 4.
+    machine, conv = Machine.load("neoverse-n1"), _pointwise(4000, 256, 64)
+    small, large = (_dense(conv, columns, (4,) * vectors, machine) for columns, vectors in ((2, 4), (6, 4)))
+    assert small > 1.2 * large
+    assert large < 1.1 * conv.flops / machine.flops_per_cycle
+
+
 def test_too_few_registers_spill() -> None:
     conv = _pointwise(700, 128, 64)
     assert _dense(conv, 7, (16,) * 4) > 2 * _dense(conv, 6, (16,) * 4)

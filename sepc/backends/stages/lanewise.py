@@ -12,7 +12,7 @@ packed as [channel vector][row tap][q][column tap][lane].
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,7 @@ class LanewiseStage:
         conv, tiling = self.convolution, self.tiling
         segments = conv.column_segments(tiling.columns)
         row_tiles = ceil_div(conv.out_height, tiling.rows)
-        tiles = channel_tiles(conv.out_channels, self.lanes, tiling.vectors, tiling.groups)
+        tiles = channel_tiles(conv.out_channels, self.lanes, tiling.group_vectors, tiling.groups)
         repeat = max(segment.repeat for segment in segments)
         blocks = tiling.blocks or max(1, repeat)
         column_tiles = max(1, ceil_div(repeat, blocks))
@@ -95,7 +95,9 @@ class LanewiseStage:
                     block = _Block(self, widths, tuple(image), row_tile * tiling.rows + row, channel)
                     for_each_block(segments, blocks, column_tile, column_tiles, block.emit)
 
-            for_each_channel_group(conv.out_channels, self.lanes, tiling.vectors, tiling.groups, tile, tiles, body)
+            for_each_channel_group(
+                conv.out_channels, self.lanes, tiling.group_vectors, tiling.groups, tile, tiles, body
+            )
 
     def _prefetch_weights(self, channel: Index, width: int) -> None:
         """Fetch the weights of `width` channels that are computed `PREFETCHED_GROUPS` groups after `channel`."""
@@ -106,7 +108,7 @@ class LanewiseStage:
 
     def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
         """The output rows from `first` on and before `stop`, all channels and columns."""
-        conv, vectors = self.convolution, self.tiling.vectors
+        conv, vectors = self.convolution, self.tiling.group_vectors
         segments = conv.column_segments(self.tiling.columns)
         blocks = max(segment.repeat for segment in segments)
 
@@ -139,7 +141,22 @@ class _Block:
     channel: Index
 
     def emit(self, start: Index, segment: ColumnSegment) -> None:
-        """Compute the block whose first column is `start` and hand each finished vector to the sink."""
+        """Compute the columns of `segment` from `start` on: all channels, in the tiling's turns."""
+        self._prefetch_next_row(start, segment)
+        vectors, turns = self.stage.tiling.vectors, self.stage.tiling.turns
+        if len(set(self.widths)) == 1 and len(self.widths) == vectors * turns:
+            with loop(turns) as turn:
+                self._part(turn * sum(self.widths[:vectors]), self.widths[:vectors]).compute(start, segment)
+            return
+        for first in range(0, len(self.widths), vectors):
+            own = self.widths[first : first + vectors]
+            self._part(sum(self.widths[:first]), own).compute(start, segment)
+
+    def _part(self, channel: Index, widths: tuple[int, ...]) -> _Block:
+        return replace(self, channel=self.channel + channel, widths=widths)
+
+    def compute(self, start: Index, segment: ColumnSegment) -> None:
+        """Compute the block in registers and hand each finished vector to the sink."""
         stage = self.stage
         offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
         registers = [[Accumulator(lanes) for _ in range(segment.columns)] for lanes in self.widths]
@@ -149,7 +166,6 @@ class _Block:
             )
             for register in row_of_registers:
                 register.set(initial)
-        self._prefetch_next_row(start, segment)
         taps = row_taps(stage.convolution, self.image, self.row)
         with taps as tap_row, loop(stage.convolution.group_in) as member:
 
