@@ -165,7 +165,7 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
             ["permute.default", "rms_norm.default", "permute.default", "clone.default"],
         ),
         (
-            lambda self, x: x.softmax(1),
+            lambda self, x: x.softmax(2),
             ["permute.default", "softmax.int", "permute.default", "clone.default"],
         ),
         (lambda self, x: x.softmax(-1), ["softmax.int"]),
@@ -228,6 +228,7 @@ def test_random_operators_are_not_folded() -> None:
         (lambda self, x: conv(self, functional.pad(x, (0, 1, 0, 1))), r"pads \(0, 0\) before and \(1, 1\) after"),
         (lambda self, x: x * self.vector[:, None, None].expand(4, 200, 200)[:, :8, :8].relu(), None),
         (lambda self, x: x.sum() + self.vector[:, None, None].expand(4, 200, 200), "made of 16"),
+        (lambda self, x: x.softmax(1), "over fewer than 8 elements"),
         (lambda self, x: functional.layer_norm(x[:, None, None], (1, 1, 4, 8, 8)), "over more than 4 dimensions"),
     ],
 )

@@ -28,7 +28,7 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages.dense import Position, Sink
 from sepc.backends.stages.kernel import Frame, coordinates, for_each_vector, tile_span
 from sepc.backends.stages.lanewise import for_each_channel_group
-from sepc.backends.stages.normalization import PARTIAL_SUMS, inverse_root, total
+from sepc.backends.stages.normalization import inverse_root, total
 from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, Operand, broadcast, constant, ramp
 from sepc.cost_model.loops import set_share
 from sepc.cost_model.tiling import RowTiling
