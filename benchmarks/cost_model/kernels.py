@@ -73,10 +73,11 @@ Variant = Sequence[Launch]
 
 
 def lower_region(region: Region, tiling: Tiling, lanes: int) -> LoweredKernel:
-    """The kernel of `region` under `tiling`."""
+    """The kernel of `region`, which has one phase, under `tiling`."""
     if isinstance(tiling, ChainTiling):
         return lower_chain(region.graph, region.problems, tiling, lanes)
-    return lower(region.graph, region.problems[0], tiling, lanes)
+    (kernel,) = lower(region.graph, region.problems[0], tiling, lanes)
+    return kernel
 
 
 class Bench:

@@ -26,9 +26,10 @@ THREAD_GAP_ELEMENTS = 1024 + 3 * LINE_ELEMENTS
 
 @dataclass(frozen=True)
 class Scratch:
-    """Memory that a kernel needs while it runs, for each thread."""
+    """Memory that the kernels of a region need while they run: for each thread, and in front of that for all."""
 
     bytes_per_thread: int
+    shared_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ class Arguments:
         self.values.append(Result(position))
         return self.parameters[-1].name
 
-    def scratch(self, elements_per_thread: int) -> str:
-        """Add a pointer to memory of each thread's own, one piece after the other; returns its parameter name."""
+    def scratch(self, elements_per_thread: int, shared_elements: int = 0) -> str:
+        """Add a pointer to shared memory, and behind it memory of each thread's own, one piece after the other; returns
+        its parameter name. All kernels of a region find the same memory there.
+        """
         # How many threads there are is known at the call only; the size of the buffer does not matter to the code.
-        self.parameters.append(Parameter("scratch", elements_per_thread))
-        self.values.append(Scratch(elements_per_thread * FLOAT_BYTES))
+        self.parameters.append(Parameter("scratch", shared_elements + elements_per_thread))
+        self.values.append(Scratch(elements_per_thread * FLOAT_BYTES, shared_elements * FLOAT_BYTES))
         return "scratch"
 
     def array(self, node: fx.Node) -> FloatArray:

@@ -11,6 +11,12 @@ from sepc.backends.arguments import THREAD_GAP_ELEMENTS, Arguments, FloatArray
 from sepc.backends.sink import Sink, is_transposed
 from sepc.backends.stages import dense, lanewise
 from sepc.backends.stages.chain import RowStage
+from sepc.backends.stages.group_normalization import (
+    GroupNormalizationStage,
+    StatisticsStage,
+    partial_elements,
+    thread_elements,
+)
 from sepc.backends.stages.interleaved import InterleavedStage, interleaving
 from sepc.backends.stages.kernel import Frame
 from sepc.backends.stages.mapping import MappingStage
@@ -32,6 +38,7 @@ from sepc.cost_model.tiling import (
 )
 from sepc.errors import VerificationError
 from sepc.ir import layers
+from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax
@@ -59,6 +66,8 @@ def stage_maker(problem: Problem, tiling: Tiling, arguments: Arguments, turn_row
         return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
     if isinstance(stage, Normalization) and anchor is not None and isinstance(tiling, RowTiling):
         return _normalization_maker(anchor, stage, tiling, arguments)
+    if isinstance(stage, GroupNormalization) and anchor is not None and isinstance(tiling, RowTiling):
+        return _group_normalization_maker(anchor, stage, tiling, arguments)
     raise _misfit(stage, tiling)
 
 
@@ -132,16 +141,56 @@ def _interleaved_maker(
 
 
 def _normalization_maker(anchor: fx.Node, stage: Normalization, tiling: RowTiling, arguments: Arguments) -> StageMaker:
-    """The same for a layer normalisation or a softmax."""
+    """The same for a layer or RMS normalisation or a softmax."""
     lanes = arguments.lanes
     if isinstance(stage, Softmax):
         return lambda frame, read, sink: SoftmaxStage(stage, tiling, lanes, read, sink.finish)
-    norm = layers.LayerNorm.of(anchor)
-    gain = arguments.constant("gain", arguments.array(norm.weight)) if norm.weight is not None else ""
-    shift = arguments.constant("shift", arguments.array(norm.bias)) if norm.bias is not None else ""
+    if layers.RMSNorm.matches(anchor):
+        weight, bias = layers.RMSNorm.of(anchor).weight, None
+    else:
+        weight, bias = layers.LayerNorm.of(anchor).weight, layers.LayerNorm.of(anchor).bias
+    gain, shift = _optional("gain", weight, arguments), _optional("shift", bias, arguments)
     return lambda frame, read, sink: NormalizationStage(
         stage, tiling, lanes, read, sink.finish, frame.buffers.get(gain), frame.buffers.get(shift)
     )
+
+
+def _optional(kind: str, node: fx.Node | None, arguments: Arguments) -> str:
+    """Add the constant `node` to `arguments`; returns its parameter name, empty where there is none."""
+    return "" if node is None else arguments.constant(kind, arguments.array(node))
+
+
+def _group_normalization_maker(
+    anchor: fx.Node, stage: GroupNormalization, tiling: RowTiling, arguments: Arguments
+) -> StageMaker:
+    """The same for the second phase of a group normalisation, which reads what the first one found from scratch."""
+    norm = layers.GroupNorm.of(anchor)
+    gain, shift = _optional("gain", norm.weight, arguments), _optional("shift", norm.bias, arguments)
+    name, own = _group_scratch(stage, tiling, arguments), thread_elements(stage)
+
+    def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
+        scratch, parameters = frame.buffers[name], (frame.buffers.get(gain), frame.buffers.get(shift))
+        start = partial_elements(stage, tiling) + frame.thread * (own + THREAD_GAP_ELEMENTS)
+        merged = Operand(scratch, (own // 2, 1), start)
+        return GroupNormalizationStage(stage, tiling, arguments.lanes, read, scratch, merged, *parameters, sink.finish)
+
+    return make
+
+
+def statistics_maker(
+    problem: Problem, tiling: Tiling, arguments: Arguments
+) -> Callable[[Frame, Operand], StatisticsStage]:
+    """What makes the first phase of a group normalisation, given the operand that it reads."""
+    stage = problem.stage
+    if not isinstance(stage, GroupNormalization) or not isinstance(tiling, RowTiling):
+        raise _misfit(stage, tiling)
+    name = _group_scratch(stage, tiling, arguments)
+    return lambda frame, read: StatisticsStage(stage, tiling, arguments.lanes, read, frame.buffers[name])
+
+
+def _group_scratch(stage: GroupNormalization, tiling: RowTiling, arguments: Arguments) -> str:
+    """Add the scratch that both phases of a group normalisation share to `arguments`; returns its parameter name."""
+    return arguments.scratch(thread_elements(stage) + THREAD_GAP_ELEMENTS, partial_elements(stage, tiling))
 
 
 def _factors_maker(

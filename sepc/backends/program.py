@@ -115,7 +115,7 @@ class _Assembler:
         if kind.kernel == "sepc":
             for kernel in self._lowered(node, graph):
                 self._kernel_call(kernel.name, kernel.function, [self._argument(node, a) for a in kernel.arguments])
-                symbols = (kernel.name,)
+                symbols += (kernel.name,)
         else:
             on_host = node.name in self.on_host or _results_of(node)[1] is not None
             lowered = None if on_host else generic.lower(graph, f"sepc_{node.name}", self.lanes)
@@ -128,12 +128,12 @@ class _Assembler:
         self.program.symbols[node.name] = symbols
 
     def _lowered(self, node: fx.Node, graph: fx.GraphModule) -> list[LoweredKernel]:
-        """The kernel of a region; none for a concatenation whose inputs have all been written into their places."""
+        """The kernels of a region, in order; none for a concatenation whose inputs are all in their places already."""
         tiling = choice(node).tiling
         if region.info(node).kind == "chain" and isinstance(tiling, ChainTiling):
             return [lower_chain(graph, chain_problems(node, graph), tiling, self.lanes)]
         if region.info(node).kind != "concatenation":
-            return [lower(graph, region_problem(node, graph), tiling, self.lanes)]
+            return lower(graph, region_problem(node, graph), tiling, self.lanes)
         given = [None if layout(value).base is node else layout(value).strides for value in region.inputs(node)]
         constants = len(given) < len(region.computations(graph)[0].all_input_nodes)
         if not constants and not any(given):
@@ -191,7 +191,8 @@ class _Assembler:
         if isinstance(argument, Result):
             return self._pointer(region.owners(node)[argument.position])
         if isinstance(argument, Scratch):
-            return Pointer(ARENA, self._scratch(node, argument.bytes_per_thread * self.threads))
+            needed = argument.shared_bytes + argument.bytes_per_thread * self.threads
+            return Pointer(ARENA, self._scratch(node, needed))
         if isinstance(argument, int):
             return self._pointer(region.inputs(node)[argument])
         return Pointer(CONSTANTS, self._constant(argument))

@@ -9,7 +9,7 @@ import tvm_ffi
 from torch import fx
 
 from sepc.backends.arguments import LINE_ELEMENTS, THREAD_GAP_ELEMENTS, Argument, Arguments
-from sepc.backends.makers import stage_maker
+from sepc.backends.makers import stage_maker, statistics_maker
 from sepc.backends.sink import Sink, extents_of, sink_of
 from sepc.backends.stages.chain import ChainStage
 from sepc.backends.stages.elementwise import Expression
@@ -21,6 +21,7 @@ from sepc.cost_model.tiling import (
     Tiling,
 )
 from sepc.ir import ops
+from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.links import chain_of
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, Strides, copy_problem
@@ -43,8 +44,16 @@ class LoweredKernel:
     arguments: tuple[Argument, ...]
 
 
-def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) -> LoweredKernel:
-    """The kernel of `region`, whose loop nest is `problem`, with vectors of `lanes` channels."""
+def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) -> list[LoweredKernel]:
+    """The kernels of `region`, whose loop nest is `problem`, with vectors of `lanes` channels: one for each phase."""
+    kernels = [_lower_stage(region, problem, tiling, lanes)]
+    if isinstance(problem.stage, GroupNormalization):
+        kernels.insert(0, _lower_statistics(region, problem, tiling, lanes))
+    return kernels
+
+
+def _lower_stage(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) -> LoweredKernel:
+    """The kernel that computes the results."""
     arguments = Arguments(region, lanes)
     source = _source(problem, arguments)
     make = stage_maker(problem, tiling, arguments)
@@ -58,6 +67,14 @@ def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) 
         make(frame, read, sink_of(problem, frame, names, write, means)).emit(frame)
 
     return _finish(arguments, body)
+
+
+def _lower_statistics(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) -> LoweredKernel:
+    """The kernel that finds the statistics of a group normalisation."""
+    arguments = Arguments(region, lanes)
+    source = _source(problem, arguments)
+    make = statistics_maker(problem, tiling, arguments)
+    return _finish(arguments, lambda frame: make(frame, Operand(frame.buffers.get(source), problem.source)).emit(frame))
 
 
 def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: ChainTiling, lanes: int) -> LoweredKernel:

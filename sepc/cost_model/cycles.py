@@ -8,7 +8,7 @@ from typing import Final
 from sepc.cost_model.blocks import BLOCK_CYCLES, REDUCTION_LOOP_CYCLES, dense_cycles, ends_cycles, lanewise_cycles
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, RowTiling, Tiling, WinogradTiling
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div, split_lanes
+from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax, Stage, ceil_div, split_lanes
 from sepc.ir.winograd import operations, transforms
 
 SLOT_INSTRUCTIONS: Final = 3.5
@@ -16,6 +16,8 @@ SLOT_INSTRUCTIONS: Final = 3.5
 three stores (each as long as two additions), four additions of intermediate results, four of the bias, their loads."""
 SLOT_INSTRUCTIONS_BY_PRODUCT: Final = 5.0
 """The same where every product starts from memory and ends there."""
+SOFTMAX_INSTRUCTIONS: Final = 20
+"""Instructions of a softmax per vector that take time: of some 26, most in two exponentials (rows of 49 to 1000)."""
 
 
 def compute_cycles(stage: Stage, tiling: Tiling, machine: Machine, epilogue_cost: int = 0) -> float:
@@ -91,14 +93,21 @@ def _pooling_cycles(pool: Pooling, tiling: LaneTiling, machine: Machine, epilogu
 
 
 def _normalization_cycles(norm: Normalization, machine: Machine, epilogue_cost: int) -> float:
-    """Three passes over a row: sum, squared distances, result; two horizontal sums, a root and a division between
-    them.
+    """Three passes over a row: sum, squared distances, result; without a mean, or of a softmax, as they are.
+
+    Horizontal sums, root and division overlap with the rows beside: on a Zen 5 core rows of 33 to 768 channels took 0.8
+    to 1.15 times as long as this says (0.1 to 0.8 times, when those counted).
     """
     vectors = len(split_lanes(norm.channels, machine.vector_lanes))
-    passes = vectors * (
-        3 / machine.loads_per_cycle + (6 + epilogue_cost) / machine.fma_per_cycle + 1 / machine.stores_per_cycle
+    passes, instructions = (3, 6) if norm.subtract_mean else (2, 3)
+    if isinstance(norm, Softmax):
+        instructions = SOFTMAX_INSTRUCTIONS
+    per_vector = (
+        passes / machine.loads_per_cycle
+        + (instructions + epilogue_cost) / machine.fma_per_cycle
+        + 1 / machine.stores_per_cycle
     )
-    return norm.pixels * (passes + 4 * BLOCK_CYCLES + 30 * machine.fma_latency_cycles)
+    return norm.pixels * (vectors * per_vector + 2 * (passes - 1) * BLOCK_CYCLES)
 
 
 def _map_cycles(mapping: Map, machine: Machine, epilogue_cost: int) -> float:

@@ -10,6 +10,7 @@ from torch import fx
 
 from sepc.ir import layers, ops
 from sepc.ir.elementwise import OPERATIONS
+from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Axis, Interleaved, interleave
 from sepc.ir.region import computations, row_means
 from sepc.ir.stage import Convolution, Depth, Map, Normalization, Pooling, Softmax, Stage
@@ -44,15 +45,18 @@ def channel_axes(rank: int) -> tuple[int, ...]:
     return {3: (0, 3, 2), 4: (0, 3, 1, 2), 5: (0, 4, 1, 2, 3)}[rank]
 
 
-def anchor_space(anchor: fx.Node, elementwise: bool) -> tuple[tuple[int, ...], tuple[int, ...], Stage | Interleaved]:
+Space = tuple[tuple[int, ...], tuple[int, ...], Stage | Interleaved | GroupNormalization]
+OVER_ROWS = (layers.Linear, layers.Product, layers.Softmax, layers.LayerNorm, layers.RMSNorm)
+"""Operators over the last dimension, to which all others are alike."""
+
+
+def anchor_space(anchor: fx.Node, elementwise: bool) -> Space:
     """Extents of the iteration space, which of its dimensions each of the anchor's result runs along, and the stage."""
     shape = ops.shape(anchor)
     plain = tuple(range(len(shape)))
     if elementwise:
         return shape, plain, Map(shape)
-    if not any(
-        accessor.matches(anchor) for accessor in (layers.Linear, layers.Product, layers.Softmax, layers.LayerNorm)
-    ):
+    if not any(accessor.matches(anchor) for accessor in OVER_ROWS):
         return _over_images(anchor)
     return shape, plain, _over_rows(anchor)
 
@@ -70,14 +74,15 @@ def _over_rows(anchor: fx.Node) -> Stage:
         return Convolution(1, 1, pixels, 1, pixels, inner, shape[-1])
     if layers.Softmax.matches(anchor):
         return Softmax((1, 1, pixels, shape[-1]))
-    norm = layers.LayerNorm.of(anchor)
+    is_rms = layers.RMSNorm.matches(anchor)
+    norm = layers.RMSNorm.of(anchor) if is_rms else layers.LayerNorm.of(anchor)
     if len(norm.normalized_shape) != 1:
-        raise UnsupportedRegionError("layer normalisation over more than the last dimension")
-    return Normalization((1, 1, pixels, shape[-1]), norm.eps)
+        raise UnsupportedRegionError("a normalisation over more than the last dimension")
+    return Normalization((1, 1, pixels, shape[-1]), norm.eps, subtract_mean=not is_rms)
 
 
-def _over_images(anchor: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], Stage | Interleaved]:
-    """The same as `anchor_space` for a convolution or pooling, whose channels run innermost."""
+def _over_images(anchor: fx.Node) -> Space:
+    """The same as `anchor_space` for an operator over images, whose channels run innermost."""
     shape = ops.shape(anchor)
     if len(shape) not in IMAGE_RANKS:
         raise UnsupportedRegionError(f"{anchor.target} of a tensor with {len(shape)} dimensions")
@@ -85,6 +90,10 @@ def _over_images(anchor: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], Sta
     if layers.ConvTranspose.matches(anchor):
         transposed = _transposed(anchor)
         return transposed.extents, axes, transposed
+    if layers.GroupNorm.matches(anchor):
+        norm = layers.GroupNorm.of(anchor)
+        extents = (shape[0], *(1,) * (4 - len(shape)), *shape[2:], shape[1])
+        return extents, axes, GroupNormalization(extents, norm.groups, norm.eps)
     stage = _convolution(anchor) if layers.Conv.matches(anchor) else _pooling(anchor)
     return (*stage.leading, stage.out_height, stage.out_width, shape[1]), axes, stage
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import torch
 from torch import fx
 
-from sepc.ir.ops import Accessor, aten, per_dimension, shape
+from sepc.ir.ops import Accessor, aten, dtype, per_dimension, shape
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,48 @@ class LayerNorm(Accessor):
         """Read `node`; raises VerificationError if it calls another operator."""
         named = cls.arguments(node)
         return cls(named["input"], tuple(named["normalized_shape"]), named["weight"], named["bias"], named["eps"])
+
+
+@dataclass(frozen=True)
+class RMSNorm(Accessor):
+    """Division of `input` by the root of its mean square over its last ``len(normalized_shape)`` dimensions."""
+
+    targets = (aten.rms_norm.default,)
+    input: fx.Node
+    normalized_shape: tuple[int, ...]
+    weight: fx.Node | None
+    eps: float
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """Read `node`; raises VerificationError if it calls another operator."""
+        named = cls.arguments(node)
+        eps = torch.finfo(dtype(node)).eps if named["eps"] is None else named["eps"]
+        return cls(named["input"], tuple(named["normalized_shape"]), named["weight"], eps)
+
+
+@dataclass(frozen=True)
+class GroupNorm(Accessor):
+    """Normalisation of `groups` groups of neighbouring channels of `input` [N, C, ...], each over all its pixels.
+
+    An instance normalisation has a group per channel; where it has statistics, it reads or updates those.
+    """
+
+    targets = (aten.group_norm.default, aten.instance_norm.default)
+    input: fx.Node
+    groups: int
+    weight: fx.Node | None
+    bias: fx.Node | None
+    eps: float
+    has_statistics: bool
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Self:
+        """Read `node`; raises VerificationError if it calls another operator."""
+        named = cls.arguments(node)
+        groups = named.get("num_groups", shape(node)[1])
+        has_statistics = named.get("running_mean") is not None
+        return cls(named["input"], groups, named["weight"], named["bias"], named["eps"], has_statistics)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import fx
 
 from sepc.ir import layers, ops
 from sepc.ir.anchors import UnsupportedRegionError, anchor_space, channel_axes, unpadded
+from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, Strides, operand_strides, spread_strides
 from sepc.ir.region import computations, returned, row_means
@@ -30,7 +31,10 @@ Axes = tuple[int, ...]
 
 def is_anchor(node: fx.Node) -> bool:
     """Whether a link can hang on `node`."""
-    return any(accessor.matches(node) for accessor in (layers.Conv, layers.Pool, layers.Linear, layers.LayerNorm))
+    return any(
+        accessor.matches(node)
+        for accessor in (layers.Conv, layers.Pool, layers.Linear, layers.LayerNorm, layers.RMSNorm)
+    )
 
 
 def image_axes(anchor: fx.Node) -> Axes:
@@ -147,6 +151,6 @@ def _space(anchor: fx.Node | None, epilogue: Sequence[fx.Node], axes: Axes) -> t
         return extents, replace(stage, extents=(batch, height, width, channels))
     if isinstance(stage, Pooling) and stage.adaptive:
         raise UnsupportedRegionError(f"{anchor} has windows of its own for every row")
-    if isinstance(stage, Interleaved):
+    if isinstance(stage, Interleaved | GroupNormalization):
         raise UnsupportedRegionError(f"{anchor} is no link of a chain")
     return extents, stage

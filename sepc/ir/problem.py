@@ -17,6 +17,7 @@ from torch import fx
 from sepc.ir import layers, ops
 from sepc.ir.anchors import UnsupportedRegionError, anchor_of, anchor_space, channel_axes, unpadded
 from sepc.ir.elementwise import OPERATIONS, instructions
+from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
 from sepc.ir.region import result, returned
 from sepc.ir.stage import Convolution, Map, Mixing, Normalization, Stage
@@ -43,7 +44,7 @@ class Problem:
         factor_strides: its strides over (batch, row, input channel, output channel).
     """
 
-    stage: Stage | Interleaved
+    stage: Stage | Interleaved | GroupNormalization
     anchor: fx.Node | None
     input: fx.Node | None
     epilogue: tuple[fx.Node, ...]
@@ -59,6 +60,8 @@ class Problem:
         """The stage, as one that can be computed a few rows at a time; raises UnsupportedRegionError if it cannot."""
         if isinstance(self.stage, Interleaved):
             raise UnsupportedRegionError("a transposed convolution is no link of a chain")
+        if isinstance(self.stage, GroupNormalization):
+            raise UnsupportedRegionError("a normalisation over pixels is no link of a chain")
         return self.stage
 
     @property
@@ -225,7 +228,10 @@ def operand_strides(
 
 
 def _source(
-    anchor: fx.Node | None, tensor: fx.Node, stage: Stage | Interleaved, strides: Mapping[fx.Node, Strides]
+    anchor: fx.Node | None,
+    tensor: fx.Node,
+    stage: Stage | Interleaved | GroupNormalization,
+    strides: Mapping[fx.Node, Strides],
 ) -> Strides:
     """Strides of the anchor's input `tensor` over its own dimensions, in the order of the iteration space."""
     shape, own = ops.shape(tensor), strides[tensor]
@@ -241,6 +247,8 @@ def _merge(problem: Problem, extents: Sequence[int]) -> Problem:
         return _merge_all(problem, extents)
     if isinstance(stage, Normalization) or (isinstance(stage, Convolution) and _is_pointwise(stage)):
         return _merge_pixels(problem, extents[:-1])
+    if isinstance(stage, GroupNormalization):
+        return _merge_within_images(problem, stage)
     return problem
 
 
@@ -275,6 +283,16 @@ def _merge_pixels(problem: Problem, pixels: Sequence[int]) -> Problem:
         stage = replace(stage, depth=None)
     operands = dict(zip(problem.operands, spread[1:-1], strict=True))
     return replace(problem, stage=stage, source=spread[-1], operands=operands, result=spread[0])
+
+
+def _merge_within_images(problem: Problem, stage: GroupNormalization) -> Problem:
+    """Merge the dimensions between the images and the channels."""
+    tensors = [problem.result, *problem.operands.values(), problem.source]
+    merged, rows = _collapse(stage.extents[1:-1], [strides[1:-1] for strides in tensors])
+    result, *operands, source = ((own[0], *row, own[-1]) for own, row in zip(tensors, rows, strict=True))
+    stage = replace(stage, extents=(stage.images, *merged, stage.channels))
+    named = dict(zip(problem.operands, operands, strict=True))
+    return replace(problem, stage=stage, source=source, operands=named, result=result)
 
 
 def _is_pointwise(stage: Convolution) -> bool:

@@ -307,10 +307,14 @@ class _PerPixel:
 
 @dataclass(frozen=True)
 class Normalization(_PerPixel):
-    """Layer normalisation over contiguous channels, the last of `extents`: (…, batch, height, width, channels)."""
+    """Layer normalisation over contiguous channels, the last of `extents`: (…, batch, height, width, channels).
+
+    Without `subtract_mean` it is one by the root of the mean square (RMS).
+    """
 
     extents: tuple[int, ...]
     epsilon: float
+    subtract_mean: bool = True
 
     @property
     def pixels(self) -> int:

@@ -12,6 +12,7 @@ file in `sepc.passes.rules` states its own.
     glu(x, dim)                                  → half · sigmoid(other half)                        elementwise
     addcmul(x, y, z)                             → add(mul(y, z), x)                                 elementwise
     split, chunk, BN, layer norm + getitem       → an operator of one result                         results
+    layer norm of images, RMS norm in parts, …   → group_norm, rms_norm                              normalizations
     average over all pixels                      → mean(x, [2, 3], keepdim=True)                     pooling
     new_zeros, ones_like, … of any tensor        → full(size, value)                                 creation
     scaled_dot_product_attention                 → products and a softmax                            attention
@@ -35,6 +36,13 @@ from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, Nume
 from sepc.passes.rules.creation import AsFull
 from sepc.passes.rules.elementwise import AS_BINARY, AS_CLAMP, AS_ROOT_OR_SQUARE, AsProductAndSum, GatedHalves
 from sepc.passes.rules.no_ops import DropNoOp
+from sepc.passes.rules.normalizations import (
+    FlatRMSNorm,
+    InstanceByStatistics,
+    LayerNormOfImages,
+    RMSNormInParts,
+    SoftmaxAlongLast,
+)
 from sepc.passes.rules.pooling import GlobalMean
 from sepc.passes.rules.results import AS_ONE_RESULT, AS_SELECTION, AS_SLICE
 from sepc.passes.rules.views import AS_PERMUTE, AS_VIEW
@@ -53,6 +61,11 @@ RULES: tuple[Rule[Any], ...] = (
     AS_SELECTION,
     AS_ONE_RESULT,
     GlobalMean(),
+    InstanceByStatistics(),
+    LayerNormOfImages(),
+    FlatRMSNorm(),
+    RMSNormInParts(),
+    SoftmaxAlongLast(),
     AttentionInParts(),
     AsFull(),
     NumericConv(),

@@ -20,6 +20,7 @@ from typing import ClassVar
 from torch import fx
 
 from sepc.cost_model.chain import Objective, choose_chain
+from sepc.cost_model.group_normalization import choose_group_normalization
 from sepc.cost_model.interleaved import choose_interleaved
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
@@ -27,6 +28,7 @@ from sepc.cost_model.tiling import ProductTiling
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.anchors import UnsupportedRegionError
+from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.layout import layout
 from sepc.ir.links import analyse_chain, chain_of
 from sepc.ir.phases import Interleaved
@@ -124,15 +126,18 @@ def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int
         chain = chain_of(problems)
         return choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operands, objective=objective)
     problem = region_problem(node, graph)
-    operand_bytes = _operand_bytes(problem)
+    operand_bytes, cost = _operand_bytes(problem), problem.epilogue_cost
+    if isinstance(problem.stage, GroupNormalization):
+        return choose_group_normalization(
+            problem.stage, machine, threads, epilogue_cost=cost, operand_bytes=operand_bytes
+        )
     if isinstance(problem.stage, Interleaved):
-        cost = problem.epilogue_cost
         return choose_interleaved(problem.stage, machine, threads, epilogue_cost=cost, operand_bytes=operand_bytes)
     return choose(
         problem.stage,
         machine,
         threads,
-        epilogue_cost=problem.epilogue_cost,
+        epilogue_cost=cost,
         operand_bytes=operand_bytes,
         mixing="nothing" if objective == "memory" else problem.mixing,
     )

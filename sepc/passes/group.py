@@ -1,6 +1,6 @@
 """group: partition the graph into regions, one kernel each.
 
-Pattern. An *anchor* (convolution, transposed or not, linear layer, pooling, layer normalisation) or an elementwise
+Pattern. An *anchor* (convolution, transposed or not, linear layer, pooling, normalisation) or an elementwise
 operator, followed by a chain
 
     v₀ = anchor(x, …),   vᵢ₊₁ = fᵢ(vᵢ, operands…)
@@ -139,6 +139,22 @@ def _normalization_obstacle(node: fx.Node) -> str:
     return "" if len(norm.normalized_shape) == 1 else "over more than the last dimension"
 
 
+def _rms_obstacle(node: fx.Node) -> str:
+    norm = layers.RMSNorm.of(node)
+    if not _are_constant(norm.weight):
+        return "whose weight is computed"
+    return "" if len(norm.normalized_shape) == 1 else "over more than the last dimension"
+
+
+def _groups_obstacle(node: fx.Node) -> str:
+    norm, rank = layers.GroupNorm.of(node), len(ops.shape(node))
+    if not _are_constant(norm.weight, norm.bias):
+        return "whose weight is computed"
+    if norm.has_statistics:
+        return "with running statistics"
+    return "" if rank in IMAGE_RANKS else f"of a tensor with {rank} dimensions"
+
+
 def _softmax_obstacle(node: fx.Node) -> str:
     softmax, rank = layers.Softmax.of(node), len(ops.shape(node))
     return "" if rank >= 2 and softmax.dim == rank - 1 else f"over dimension {softmax.dim} of {rank}"
@@ -190,6 +206,8 @@ ANCHORS: tuple[Anchor, ...] = (
     Anchor("convolution", layers.ConvTranspose, _transposed_obstacle),
     Anchor("linear", layers.Linear, _linear_obstacle),
     Anchor("normalization", layers.LayerNorm, _normalization_obstacle),
+    Anchor("normalization", layers.RMSNorm, _rms_obstacle),
+    Anchor("normalization", layers.GroupNorm, _groups_obstacle),
     Anchor("normalization", layers.Softmax, _softmax_obstacle),
     Anchor("product", layers.Product, _product_obstacle),
     Anchor("pooling", layers.Pool, _pooling_obstacle),

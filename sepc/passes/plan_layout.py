@@ -138,7 +138,9 @@ def _require_channel_vectors(node: fx.Node, graph: fx.GraphModule, copies: _Copi
     """Have the first argument of `node` come with its channels (of a normalisation: the last dimension) at stride 1."""
     value = region.inputs(node)[0]
     shape = ops.shape(value)
-    is_last = any(accessor.matches(anchor_of(graph)[0]) for accessor in (layers.LayerNorm, layers.Softmax))
+    is_last = any(
+        accessor.matches(anchor_of(graph)[0]) for accessor in (layers.LayerNorm, layers.RMSNorm, layers.Softmax)
+    )
     order = tuple(range(len(shape))) if is_last else channels_last_order(len(shape))
     if shape[order[-1]] != 1 and layout(value).strides[order[-1]] != 1:
         _require(node, 0, contiguous_strides(shape, order), copies)
@@ -160,7 +162,8 @@ def _reads_channel_vectors(graph: fx.GraphModule) -> bool:
         return layers.Conv.of(anchor).groups > 1
     if layers.ConvTranspose.matches(anchor):
         return layers.ConvTranspose.of(anchor).groups > 1
-    return any(accessor.matches(anchor) for accessor in (layers.Pool, ops.Mean, layers.LayerNorm, layers.Softmax))
+    by_vectors = (layers.Pool, ops.Mean, layers.GroupNorm, layers.LayerNorm, layers.RMSNorm, layers.Softmax)
+    return any(accessor.matches(anchor) for accessor in by_vectors)
 
 
 def _concatenation_order(graph: fx.GraphModule, given: list[tuple[int, ...]]) -> tuple[int, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
-from sepc.ir.layers import Conv, Pool
+from sepc.ir.layers import Conv, GroupNorm, Pool, RMSNorm
 from sepc.ir.ops import aten
 from tests.helpers import call, typed
 
@@ -46,3 +47,14 @@ def test_pool_fills_in_the_stride_and_tells_kinds_apart() -> None:
     assert (average.kind, average.ceil_mode, average.count_include_pad) == ("avg", True, False)
     assert (adaptive.kind, adaptive.output_size, adaptive.kernel) == ("adaptive_avg", (2, 4), ())
     assert (line.kind, line.kernel, line.stride) == ("max", (2,), (2,))
+
+
+def test_normalisations_read_groups_and_epsilon() -> None:
+    graph = fx.Graph()
+    x = typed(graph, "x", 2, 6, 5, 5)
+    group = GroupNorm.of(call(graph, aten.group_norm.default, x, 3, eps=0.5))
+    assert (group.groups, group.eps, group.has_statistics) == (3, 0.5, False)
+    instance = call(graph, aten.instance_norm.default, x, None, None, None, None, True, 0.1, 1e-3, False)
+    assert (GroupNorm.of(instance).groups, GroupNorm.of(instance).eps) == (6, 1e-3)
+    assert RMSNorm.of(call(graph, aten.rms_norm.default, x, [5])).eps == torch.finfo(torch.float32).eps
+    assert RMSNorm.of(call(graph, aten.rms_norm.default, x, [5], None, 0.1)).eps == 0.1

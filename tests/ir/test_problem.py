@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from sepc.ir import ops, region
 from sepc.ir.anchors import UnsupportedRegionError
+from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.problem import Problem, analyse, channels_last_order, contiguous_strides, copy_problem, result_order
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling
 from sepc.passes.choose_tiling import region_problem
@@ -113,6 +114,23 @@ def test_a_layer_norm_sees_pixels_and_channels() -> None:
     found = problem(lambda self, x: self.norm(x.permute(0, 2, 3, 1)), LAST, kind="normalization")
     assert found.stage == Normalization((1, 1, 60, 8), 1e-5)
     assert found.source == found.result == (0, 0, 8, 1)
+
+
+def test_an_rms_norm_is_one_without_a_mean() -> None:
+    found = problem(
+        lambda self, x: functional.rms_norm(x.permute(0, 2, 3, 1), (8,), eps=1e-6), LAST, kind="normalization"
+    )
+    assert found.stage == Normalization((1, 1, 60, 8), 1e-6, subtract_mean=False)
+
+
+def test_a_group_norm_sees_images_pixels_and_channels() -> None:
+    found = problem(lambda self, x: functional.group_norm(x, 2), LAST, kind="normalization")
+    assert found.stage == GroupNormalization((2, 30, 8), 2, 1e-5)
+    assert found.source == found.result == (240, 8, 1)
+    cut = problem(lambda self, x: functional.group_norm(x[:, :, 1:, 1:], 2), LAST, kind="normalization")
+    assert cut.stage == GroupNormalization((2, 5, 4, 8), 2, 1e-5)
+    with pytest.raises(UnsupportedRegionError, match="no link of a chain"):
+        _ = found.link
 
 
 def test_a_pooling_is_described_by_its_window() -> None:

@@ -134,6 +134,54 @@ def conv(self: Function, x: torch.Tensor, **options: Any) -> torch.Tensor:
             lambda self, x: functional.max_pool3d(x[:, None], 2, return_indices=True)[0],
             ["view.default", "max_pool3d.default"],
         ),
+        # normalisations
+        (
+            lambda self, x: functional.instance_norm(x, self.vector, self.vector.exp(), use_input_stats=False),
+            ["batch_norm.default"],
+        ),
+        (lambda self, x: functional.instance_norm(x), ["instance_norm.default"]),
+        (
+            lambda self, x: functional.layer_norm(x, (4, 8, 8)),
+            ["group_norm.default"],
+        ),
+        (
+            lambda self, x: functional.layer_norm(x, (8, 8)),
+            [
+                "view.default",
+                "permute.default",
+                "group_norm.default",
+                "permute.default",
+                "clone.default",
+                "view.default",
+            ],
+        ),
+        (lambda self, x: functional.layer_norm(x[:, None], (1, 4, 8, 8)), None),
+        (lambda self, x: functional.rms_norm(x, (8, 8)), ["view.default", "rms_norm.default", "view.default"]),
+        (lambda self, x: x * torch.rsqrt(x.pow(2).mean(-1, True) + 1e-5), ["rms_norm.default"]),
+        (lambda self, x: torch.rsqrt(1e-5 + (x * x).mean(3, True)) * x, ["rms_norm.default"]),
+        (lambda self, x: x / x.pow(2).mean(-1, True).sqrt(), ["rms_norm.default"]),
+        (
+            lambda self, x: x * torch.rsqrt(x.pow(2).mean(1, True) + 1e-5),
+            ["permute.default", "rms_norm.default", "permute.default", "clone.default"],
+        ),
+        (
+            lambda self, x: x.softmax(2),
+            ["permute.default", "softmax.int", "permute.default", "clone.default"],
+        ),
+        (lambda self, x: x.softmax(-1), ["softmax.int"]),
+        # what only looks like a normalisation by the root of the mean square
+        (
+            lambda self, x: x * torch.rsqrt(x.relu().pow(2).mean(-1, True)),
+            ["relu.default", "square.default", "mean.dim", "rsqrt.default", "mul.Tensor"],
+        ),
+        (
+            lambda self, x: x * torch.rsqrt((x * x.relu()).mean(-1, True)),
+            ["relu.default", "mul.Tensor", "mean.dim", "rsqrt.default", "mul.Tensor"],
+        ),
+        (
+            lambda self, x: x.square().mean(-1, True).sqrt() / x,
+            ["square.default", "mean.dim", "sqrt.default", "div.Tensor"],
+        ),
         # constants
         (lambda self, x: x + self.vector.exp()[None, :, None, None] * 2, ["add.Tensor"]),
         (lambda self, x: x * torch.arange(8).float(), ["mul.Tensor"]),
@@ -180,6 +228,8 @@ def test_random_operators_are_not_folded() -> None:
         (lambda self, x: conv(self, functional.pad(x, (0, 1, 0, 1))), r"pads \(0, 0\) before and \(1, 1\) after"),
         (lambda self, x: x * self.vector[:, None, None].expand(4, 200, 200)[:, :8, :8].relu(), None),
         (lambda self, x: x.sum() + self.vector[:, None, None].expand(4, 200, 200), "made of 16"),
+        (lambda self, x: x.softmax(1), "over fewer than 8 elements"),
+        (lambda self, x: functional.layer_norm(x[:, None, None], (1, 1, 4, 8, 8)), "over more than 4 dimensions"),
     ],
 )
 def test_a_rejection_gives_its_reason(function: Callable[..., Any], reason: str | None) -> None:

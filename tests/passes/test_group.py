@@ -204,6 +204,14 @@ def test_convolutions_that_pad_asymmetrically_are_right() -> None:
         (lambda self, x: self.linear(x[0, 0, 0, :4]), "linear.* without a batch dimension"),
         (lambda self, x: functional.layer_norm(x, (6,), x[0, 0, 0]), "layer_norm.* whose weight is computed"),
         (lambda self, x: functional.layer_norm(x, (6, 6)), "layer_norm.* over more than the last dimension"),
+        (lambda self, x: functional.rms_norm(x, (6,), x[0, 0, 0]), "rms_norm.* whose weight is computed"),
+        (lambda self, x: functional.rms_norm(x, (6, 6)), "rms_norm.* over more than the last dimension"),
+        (lambda self, x: functional.group_norm(x, 2, x[0, :, 0, 0]), "group_norm.* whose weight is computed"),
+        (lambda self, x: functional.group_norm(x[:, :, 0, 0], 2), "group_norm.* of a tensor with 2 dimensions"),
+        (
+            lambda self, x: functional.instance_norm(x, self.rows[0, :4], self.rows[0, :4], use_input_stats=False),
+            "instance_norm.* with running statistics",
+        ),
         (lambda self, x: functional.avg_pool2d(x[0], 2), "avg_pool2d.* without a batch dimension"),
         (lambda self, x: functional.adaptive_avg_pool2d(x[0], 2), "adaptive_avg_pool2d.* without a batch dimension"),
         (lambda self, x: x + self.linear(self.rows).sum(), "linear.* of a constant"),
@@ -230,9 +238,9 @@ def test_an_operator_without_a_stage_says_why(function: Callable[..., Any], reas
 
 
 def test_the_reason_is_in_the_region_and_in_the_notes() -> None:
-    module, context = passes_until("group", Function(lambda self, x: x.softmax(1)), X)
+    module, context = passes_until("group", Function(lambda self, x: x.softmax(0)), X[0, 0, 0])
     ((node, _),) = region.regions(module)
-    reason = "aten.softmax.int over dimension 1 of 4"
+    reason = "aten.softmax.int over dimension 0 of 1"
     assert region.info(node) == region.RegionInfo("other", "torch", reason)
     assert [note.message for note in context.notes if note.pass_name == "group"] == [reason]
 

@@ -2,8 +2,8 @@
 
     out[m, c] = (in[m, c] − mean_m) / √(variance_m + ε) · gain[c] + shift[c]
 
-Mean and variance are computed in two passes over a row that stays in the first-level cache: a single pass, by sums of
-squares, would lose digits.
+One by the root of the mean square (RMS) has 0 in place of the mean. Mean and variance are computed in two passes over a
+row that stays in the first-level cache: a single pass, by sums of squares, would lose digits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Position, Sink
 from sepc.backends.stages.kernel import Frame, coordinates, for_each_vector, loop, tile_span
-from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, ramp
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, lanes_of, ramp
 from sepc.cost_model.tiling import RowTiling
 from sepc.ir.stage import Normalization, ceil_div
 
@@ -55,30 +55,47 @@ class RowwiseStage(ABC):
 
     def _reduce(self, pixel: Sequence[Index], transform: Callable[[Expr], Expr]) -> Expr:
         """The sum of `transform` over the channels of `pixel`, as a scalar."""
-        partial = [Accumulator(self.lanes) for _ in range(PARTIAL_SUMS)]
-        for register in partial:
-            register.set(constant(0, self.lanes))
-        rest = Accumulator(1)
-        rest.set(constant(0, 1))
+        return total(
+            self.normalization.channels,
+            self.lanes,
+            lambda channel, lanes: transform(T.Bind(self.source.load((*pixel, channel), lanes))),
+        )
 
-        def add(channel: Index, lanes: int, turn: int) -> None:
-            value = transform(T.Bind(self.source.load((*pixel, channel), lanes)))
-            if lanes == self.lanes:
-                partial[turn].set(partial[turn].value + value)
-                return
-            narrow = Accumulator(lanes)
-            narrow.set(value)
-            rest.set(rest.value + narrow.sum())
 
-        for_each_vector(self.normalization.channels, self.lanes, add, PARTIAL_SUMS)
-        for register in partial[1:]:
-            partial[0].set(partial[0].value + register.value)
-        return T.Bind(rest.value + partial[0].sum())
+def total(channels: int, lanes: int, vector: Callable[[Index, int], Expr]) -> Expr:
+    """The sum of all `channels` elements, as a scalar; `vector(first channel, lanes)` gives so many of them."""
+    partial = [Accumulator(lanes) for _ in range(PARTIAL_SUMS)]
+    for register in partial:
+        register.set(constant(0, lanes))
+    rest = Accumulator(1)
+    rest.set(constant(0, 1))
+
+    def add(channel: Index, width: int, turn: int) -> None:
+        value = vector(channel, width)
+        if width == lanes:
+            partial[turn].set(partial[turn].value + value)
+            return
+        narrow = Accumulator(width)
+        narrow.set(value)
+        rest.set(rest.value + narrow.sum())
+
+    for_each_vector(channels, lanes, add, PARTIAL_SUMS)
+    if channels < lanes:
+        return T.Bind(rest.value)
+    for register in partial[1:]:
+        partial[0].set(partial[0].value + register.value)
+    return T.Bind(rest.value + partial[0].sum())
+
+
+def inverse_root(variance: Expr, epsilon: float) -> Expr:
+    """1 / √(variance + ε), in each lane."""
+    lanes = lanes_of(variance)
+    return constant(1.0, lanes) / tirx.sqrt(variance + constant(epsilon, lanes))
 
 
 @dataclass(frozen=True)
 class NormalizationStage(RowwiseStage):
-    """Emits a layer normalisation."""
+    """Emits a layer or RMS normalisation."""
 
     gain: Expr | None
     shift: Expr | None
@@ -86,18 +103,20 @@ class NormalizationStage(RowwiseStage):
     def _pixel(self, pixel: Position) -> None:
         norm = self.normalization
         scale = tirx.const(1.0 / norm.channels, "float32")
-        mean = T.Bind(self._reduce(pixel, lambda x: x) * scale)
+        mean = T.Bind(self._reduce(pixel, lambda x: x) * scale) if norm.subtract_mean else None
+
+        def distance(x: Expr) -> Expr:
+            return x if mean is None else T.Bind(x - broadcast(mean, lanes_of(x)))
 
         def squared_distance(x: Expr) -> Expr:
-            distance = T.Bind(x - broadcast(mean, int(x.ty.dtype.lanes)))
-            return distance * distance
+            apart = distance(x)
+            return apart * apart
 
-        variance = T.Bind(self._reduce(pixel, squared_distance) * scale)
-        inverse = T.Bind(tirx.const(1.0, "float32") / tirx.sqrt(variance + tirx.const(norm.epsilon, "float32")))
+        variance = self._reduce(pixel, squared_distance) * scale
+        inverse = T.Bind(inverse_root(variance, norm.epsilon))
 
         def write(channel: Index, lanes: int, turn: int) -> None:
-            x = self.source.load((*pixel, channel), lanes)
-            y = (x - broadcast(mean, lanes)) * broadcast(inverse, lanes)
+            y = distance(self.source.load((*pixel, channel), lanes)) * broadcast(inverse, lanes)
             if self.gain is not None:
                 y = y * self.gain[ramp(channel, lanes)]
             if self.shift is not None:

@@ -12,14 +12,12 @@ Preconditions. No dropout, no causal mask, as many heads of k and v as of q; a m
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import torch
 from torch import fx
 
-from sepc.ir.ops import arguments, aten, dtype, shape, strides
-from sepc.ir.problem import contiguous_strides
+from sepc.ir.ops import arguments, aten, dtype, shape
 from sepc.passes.manager import Rejection, Rewriter, Rule
+from sepc.passes.rules.storage import stored_as
 
 
 class AttentionInParts(Rule[fx.Node]):
@@ -51,14 +49,4 @@ class AttentionInParts(Rule[fx.Node]):
         if named["attn_mask"] is not None:
             scores = build.call(aten.add.Tensor, scores, named["attn_mask"])
         result = build.call(aten.matmul.default, build.call(aten.softmax.int, scores, rank - 1), value)
-        return _stored_as(match, result, build)
-
-
-def _stored_as(node: fx.Node, result: fx.Node, build: Rewriter) -> fx.Node:
-    """`result`, dense, with its dimensions stored in the order in which those of `node` are."""
-    order: list[Any] = sorted(range(len(shape(node))), key=lambda dim: -strides(node)[dim])
-    if strides(node) == contiguous_strides(shape(node)):
-        return result
-    moved = build.call(aten.permute.default, result, order)
-    stored = build.call(aten.clone.default, moved, memory_format=torch.contiguous_format)
-    return build.call(aten.permute.default, stored, [order.index(dim) for dim in range(len(order))])
+        return stored_as(match, result, build)
