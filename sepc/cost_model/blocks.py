@@ -67,6 +67,12 @@ SPARE_LANEWISE_REGISTERS: Final = 2
 """Registers that lanewise blocks need besides: 7×4 and 14×2 vectors (3×3, 32 registers) were seen to access the stack,
 and took 0 to 25 % longer than 14×1, which did not.
 """
+SPARE_LANEWISE_REGISTERS_FOR_LOADS: Final = 5
+"""The same where multiply-adds take no operands from memory, so that inputs are loaded well before they are used.
+
+LLVM's code for Arm, blocks of one vector: 7×7 19 columns nothing on the stack, 20 columns 40 accesses; 3×3 24 columns
+nothing, with stride 2 14 columns nothing, 19 columns 41.
+"""
 UNROLLED_BLOCKS: Final = 2
 """Loops over at most so many column blocks, of more in the row, make tight blocks spill (see `TIGHT_REGISTERS`)."""
 TIGHT_REGISTERS: Final = 3
@@ -180,6 +186,13 @@ def ends_cycles(vectors: int, machine: Machine, epilogue_cost: float, multiplies
     return BLOCK_CYCLES + exposed * stores + max(exposed, EPILOGUE_EXPOSED) * epilogue
 
 
+def _spare_lanewise(conv: Convolution, columns: int, machine: Machine) -> int:
+    """Registers that a lanewise block needs beside accumulators, weights and an input."""
+    if machine.has_memory_operands:
+        return SPARE_LANEWISE_REGISTERS
+    return SPARE_LANEWISE_REGISTERS_FOR_LOADS + (conv.stride[1] - 1) * columns // 3
+
+
 @lru_cache(maxsize=4096)
 def lanewise_cycles(conv: Convolution, columns: int, vectors: int, machine: Machine, epilogue_cost: int) -> float:
     """Cycles of a lanewise convolution in blocks of `columns` outputs × `vectors` vectors."""
@@ -210,7 +223,7 @@ def _lanewise_group_cycles(
         iteration = max(sum(valid) * fma, (len(valid) + loads * pieces) * load, chain)
         per_tap_row = conv.group_in * (iteration + KERNEL_ROW_CYCLES * (parts - 1)) + KERNEL_ROW_CYCLES
         accumulators = segment.columns * len(widths)
-        lacking = accumulators + taps + 1 + SPARE_LANEWISE_REGISTERS - machine.vector_registers
+        lacking = accumulators + taps + 1 + _spare_lanewise(conv, segment.columns, machine) - machine.vector_registers
         if len(widths) > 1 and not machine.has_memory_operands:
             # LLVM loads the inputs of all vectors before it uses the first, and keeps them on the stack.
             held = accumulators + taps + distinct * len(widths) - machine.vector_registers
