@@ -6,10 +6,13 @@ normalisation and ReLU; the average over time and frequency; one linear layer to
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+import sepc
 from tests.helpers import agrees_in_stages_of_ours
 
 FRAMES, COEFFICIENTS, KEYWORDS = 49, 10, 12
@@ -56,3 +59,9 @@ class DsCnn(nn.Module):
 @pytest.mark.parametrize("size", SIZES)
 def test_agrees_with_eager(size: str) -> None:
     agrees_in_stages_of_ours(DsCnn(size), torch.randn(2, FRAMES, COEFFICIENTS))
+
+
+def test_the_small_one_works_in_64_kib() -> None:
+    options: dict[str, Any] = {"target": "arm64", "num_threads": 1, "optimize": "memory"}
+    compiled = sepc.compile(DsCnn("S").eval(), example_inputs=(torch.randn(1, FRAMES, COEFFICIENTS),), **options)
+    assert compiled.arena_bytes <= 64 * 1024
