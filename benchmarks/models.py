@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 SEED = 2024
 NEXT_TO_NOTHING = 1e-3
+RANDOM_SCORES = 2.5
 DEFAULT_SIZE = 224
 TORCHVISION = "torchvision/"
 _TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
@@ -98,6 +99,10 @@ def _from_torchvision(name: str) -> nn.Module:
     is_detector = name in list_models(module=detection)
     with_backbone = is_detector or name in list_models(module=segmentation)
     model = get_model(name, weights=None, **({"weights_backbone": None} if with_backbone else {}))
+    if is_detector and hasattr(model, "roi_heads"):
+        # Made for trained networks; the scores of random ones are near one part in so many classes.
+        classes = model.roi_heads.box_predictor.cls_score.out_features
+        model.roi_heads.score_thresh = min(model.roi_heads.score_thresh, RANDOM_SCORES / classes)
     return Detector(model) if is_detector else cast("nn.Module", model)
 
 
