@@ -31,6 +31,7 @@ from sepc.target import Target
 if TYPE_CHECKING:
     from sepc.passes.manager import PassRecord
     from sepc.report.explanation import Explanation
+    from sepc.separable.plan import Plan
 
 
 def compile(  # noqa: A001 -- the public name, as PyTorch's own
@@ -43,6 +44,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     shape_limit: int = DEFAULT_SHAPE_LIMIT,
     fullgraph: bool = False,
     verify_each: bool = False,
+    separate: Plan | None = None,
 ) -> CompiledModel:
     """Compile `model` for `target`. What was compiled before comes from a cache on disk, also in another process.
 
@@ -56,6 +58,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         shape_limit: how many input shapes may be compiled.
         fullgraph: no operator may be left to PyTorch: where one has no kernel, compiling raises ModelError.
         verify_each: run the graph before and after every pass and compare the results.
+        separate: a plan that `sepc.separate` made for this model: layers are replaced as it says.
 
     Raises:
         TargetError: the target is unknown. ModelError: the model cannot be compiled. InputError: an input does not fit.
@@ -66,6 +69,10 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if optimize not in get_args(Objective):
         choices = " or ".join(f'"{one}"' for one in get_args(Objective))
         raise InputError(f"There is nothing to optimize called {optimize!r}", fix=f"give {choices}")
+    if separate is not None:
+        if isinstance(model, ExportedProgram):
+            raise InputError("A plan is for modules", where="separate", why="the model is an ExportedProgram")
+        model = separate.apply(model)
     compiled = CompiledModel(model, Target.parse(target), num_threads, optimize, shape_limit, fullgraph, verify_each)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)

@@ -26,9 +26,9 @@ def components(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Ten
     scale = torch.linalg.vector_norm(weight)
     if rank > min(outputs, inputs) or taps < 2 or not scale > 0:
         return None
-    gather, left = _leading(weight.flatten(1), rank)
-    spread, right = _leading(weight.transpose(0, 1).flatten(1), rank)
-    if max(left, right) > EXACT * float(scale):
+    gather = _leading(weight.flatten(1), rank)
+    spread = None if gather is None else _leading(weight.transpose(0, 1).flatten(1), rank)
+    if gather is None or spread is None:
         return None
     core = torch.einsum("os,oip,ir->srp", gather, weight, spread)
     mixtures = torch.randn(2, taps, generator=torch.Generator().manual_seed(0), dtype=weight.dtype)
@@ -48,7 +48,8 @@ def components(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Ten
     return found if torch.linalg.vector_norm(rest) <= EXACT * scale else None
 
 
-def _leading(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, float]:
-    """The `rank` leading left singular vectors [rows, rank], and the norm of what they leave."""
-    left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-    return left[:, :rank], float(torch.linalg.vector_norm(values[rank:]))
+def _leading(matrix: torch.Tensor, rank: int) -> torch.Tensor | None:
+    """The `rank` leading left singular vectors [rows, rank] of `matrix`; None if they leave something of it."""
+    squares, vectors = torch.linalg.eigh(matrix @ matrix.T)
+    left = squares[: len(squares) - rank].sum().clamp_min(0)
+    return vectors[:, -rank:] if left <= EXACT**2 * squares.sum() else None
