@@ -94,7 +94,7 @@ def walk(
     """Give `visit` the moments of each layer in turn; what it returns takes the layer's place for those that follow."""
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        twins.forget_before(layer.node)
+        twins.forget()
         found = visit(layer, gather(twins, layer, generator))
         if found is not None:
             twins.replace(layer.node, found.build(layer.geometry))

@@ -1,7 +1,7 @@
 """Two networks side by side: one as it was, one in which layers are replaced as one goes, on all batches at once.
 
-Nodes of the graph are computed when they are asked for, for all batches, and kept until the last of their users is
-behind, so that every layer of both runs once. Where nothing before a node was replaced, both have the same values.
+Nodes of the graph are computed when they are asked for, for all batches, and kept until all of their users are, so that
+every layer of both runs once. Where nothing before a node was replaced, both have the same values.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ class Twins:
 
     def __init__(self, graph_module: fx.GraphModule, batches: Sequence[torch.Tensor]) -> None:
         self._graph_module, self._batches = graph_module, batches
-        self._index = {node: index for index, node in enumerate(graph_module.graph.nodes)}
         self._replaced: dict[fx.Node, nn.Module] = {}
         # Nodes that the second network computes for itself, and all values there are, of both.
         self._apart: set[fx.Node] = set()
         self._first: dict[fx.Node, Values] = {}
         self._second: dict[fx.Node, Values] = {}
+        self._first_done: set[fx.Node] = set()
+        self._second_done: set[fx.Node] = set()
 
     def first(self, node: fx.Node) -> Values:
         """The values of `node` in the first network, as it was."""
-        return self._computed(node, self._first, lambda _: True, self._run)
+        return self._computed(node, self._first, self._first_done, lambda _: True, self._run)
 
     def second(self, node: fx.Node) -> Values:
         """The values of `node` in the second network, in which layers are replaced."""
         if node not in self._apart:
             return self.first(node)
-        return self._computed(node, self._second, self._apart.__contains__, self._run_second)
+        return self._computed(node, self._second, self._second_done, self._apart.__contains__, self._run_second)
 
     def replace(self, node: fx.Node, layer: nn.Module) -> None:
         """From now on the second network has `layer` in the place of the convolution `node`."""
@@ -52,21 +53,28 @@ class Twins:
         while changed:
             one = changed.pop()
             self._second.pop(one, None)
+            self._second_done.discard(one)
             self._apart.add(one)
-            changed += [user for user in one.users if user not in self._apart or user in self._second]
+            changed += [user for user in one.users if user not in self._apart or user in self._second_done]
 
-    def forget_before(self, node: fx.Node) -> None:
-        """Drop all values that nothing reads from `node` on."""
-        for values in (self._first, self._second):
-            for one in list(values):
-                if all(self._index[user] < self._index[node] for user in one.users):
-                    del values[one]
+    def forget(self) -> None:
+        """Drop all values whose users are all computed; one that is asked for again is computed again."""
+        for node in list(self._first):
+            if all(
+                user in self._first_done and (user not in self._apart or user in self._second_done)
+                for user in node.users
+            ):
+                del self._first[node]
+        for node in list(self._second):
+            if self._second_done.issuperset(node.users):
+                del self._second[node]
 
     @torch.no_grad()
     def _computed(
         self,
         node: fx.Node,
         values: dict[fx.Node, Values],
+        done: set[fx.Node],
         is_own: Callable[[fx.Node], bool],
         run: Callable[[fx.Node], Values],
     ) -> Values:
@@ -80,6 +88,7 @@ class Twins:
                 pending += missing
             else:
                 values[pending[-1]] = run(pending[-1])
+                done.add(pending[-1])
         return values[node]
 
     def _run(self, node: fx.Node) -> Values:

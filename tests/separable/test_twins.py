@@ -21,7 +21,7 @@ def test_both_networks_compute_what_they_stand_for() -> None:
     twins, rewritten = Twins(graph_module, batches), copy.deepcopy(model)
     with torch.no_grad():
         for layer in layers:
-            twins.forget_before(layer.node)
+            twins.forget()
             assert len(twins.second(layer.conv.input)) == 2
             if layer.skip is not None:
                 twins.second(layer.skip)  # Computed before it is replaced, and so again after.
@@ -55,7 +55,7 @@ def test_each_node_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layers, _ = find_layers(model, graph_module)
     twins = Twins(graph_module, [batch])
     for layer in layers:
-        twins.forget_before(layer.node)
+        twins.forget()
         twins.second(layer.conv.input)
         twins.first(layer.result)
     assert len(calls) == len(set(calls))
