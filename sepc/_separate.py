@@ -13,7 +13,8 @@ from sepc.separable.forms import FORMS
 from sepc.separable.result import Separation
 from sepc.separation.budget import Budget
 from sepc.separation.job import Job, in_batches
-from sepc.separation.search import by_error, by_speed
+from sepc.separation.menus import allocations
+from sepc.separation.search import search
 from sepc.target import Target
 
 DEFAULT_FORMS: Final = ("bottleneck", "spatial", "channels")
@@ -73,4 +74,4 @@ def separate(
     threads = num_threads or torch.get_num_threads()
     with torch.no_grad():
         job = Job(model, batches, example, Target.parse(target), threads, tuple(forms), steps, seed)
-        return by_speed(job, budget) if budget.speedup is not None else by_error(job, budget)
+        return search(job, allocations(job), budget)

@@ -15,7 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sepc.cost_model.machine import Machine
 from sepc.ir import region
-from sepc.ir.ops import Conv, aten
+from sepc.ir.layers import Conv
+from sepc.ir.ops import aten
 from sepc.passes.manager import PassContext, PassManager, propagate_types
 from sepc.separable.geometry import Geometry
 

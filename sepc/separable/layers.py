@@ -13,7 +13,8 @@ from typing import Final
 import torch
 from torch import fx, nn
 
-from sepc.ir.ops import BatchNorm, Binary, Conv, constant, is_constant, shape
+from sepc.ir.layers import BatchNorm, Conv
+from sepc.ir.ops import Binary, constant, is_constant, shape
 from sepc.separable.forms import FORMS
 from sepc.separable.geometry import Geometry, Layer
 

@@ -11,7 +11,6 @@ from sepc.separable.plan import Plan
 from sepc.separable.result import Separation
 from sepc.separation.budget import Budget
 from sepc.separation.job import Choice, Job
-from sepc.separation.menus import allocations
 from sepc.separation.report import measure, report
 
 logger = logging.getLogger("sepc")
@@ -21,10 +20,14 @@ ATTEMPTS: Final = 5
 SLACK: Final = 1.04
 
 
-def by_speed(job: Job, budget: Budget) -> Separation:
+def search(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
+    """What is best within `budget` of the `choices` on the frontier, from no change to the quickest."""
+    return (by_error if budget.speedup is None else by_speed)(job, choices, budget)
+
+
+def by_speed(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
     """The least error at which the model is as fast as wanted, as measured if that can be."""
     assert budget.speedup is not None
-    choices = allocations(job)
     wanted, gain = budget.speedup, 0.0
     best: tuple[float, Choice, tuple[float, float]] | None = None
     for _ in range(ATTEMPTS):
@@ -49,9 +52,8 @@ def by_speed(job: Job, budget: Budget) -> Separation:
     return report(job, budget, None, f"the most that all forms together are predicted to gain is {most:.2f}{tried}")
 
 
-def by_error(job: Job, budget: Budget) -> Separation:
+def by_error(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
     """The fastest choice that is within the budget; each is fitted, and tried, before it is believed."""
-    choices = allocations(job)
     accepted: tuple[int, Plan] | None = None
     lower, upper, tried = 0, len(choices), ""
     guess = _first_guess(choices, budget)
