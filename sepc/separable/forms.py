@@ -8,6 +8,8 @@ for a tap, and sums over all indices that the left side lacks:
     pointwise-depthwise     1×1 → depthwise k×k, summed    W[o,i,p] = Q[o,t,p] P[o,t,i]
     spatial                 k×1 → 1×k                      W[o,i,(p,q)] = Q[o,r,q] V[r,i,p]
     channels                1×1 → k×k → 1×1                W[o,i,p] = Q[o,s] C[s,r,p] P[r,i]
+    input-channels          1×1 → k×k                      W[o,i,p] = Q[o,r,p] P[r,i]
+    output-channels         k×k → 1×1                      W[o,i,p] = Q[o,s] C[s,i,p]
 
 Each is W = Q Bᵀ: linear in its last factor Q, with a basis B made of the others, one for all outputs or one for each.
 So the last factor of the best approximation follows in closed form from the others (`sepc.separable.fit`).
@@ -213,18 +215,63 @@ class Channels(Form):
     def start(self, weight: torch.Tensor, rank: int) -> list[torch.Tensor]:
         outputs, inputs, *kernel = weight.shape
         outer = _outer_rank(outputs, inputs, rank)
-        spread = torch.linalg.svd(weight.transpose(0, 1).flatten(1), full_matrices=False)[0][:, :rank].T
-        gather = torch.linalg.svd(weight.flatten(1), full_matrices=False)[0][:, :outer].T
-        # Where there are fewer vectors than the rank asks for, zeros.
-        spread, gather = (
-            nn.functional.pad(one, (0, 0, 0, size - len(one))) for one, size in ((spread, rank), (gather, outer))
-        )
+        spread, gather = _leading(weight.transpose(0, 1).flatten(1), rank), _leading(weight.flatten(1), outer)
         core = torch.einsum("so,oip,ri->srp", gather, weight.flatten(2), spread)
         return [spread.reshape(rank, inputs, *[1] * len(kernel)), core.reshape(outer, rank, *kernel)]
 
     def basis(self, whole: Geometry, factors: Sequence[torch.Tensor]) -> torch.Tensor:
         spread, core = factors
         return torch.einsum("ri,srp->ips", spread.flatten(1), core.flatten(2)).flatten(0, 1)[None]
+
+
+class InputChannels(Form):
+    """1×1 → k×k: fewer channels to read, the rank, as where some are dead."""
+
+    name = "input-channels"
+
+    def of_one_group(self, whole: Geometry, rank: int) -> tuple[Geometry, ...]:
+        return (pointwise(whole.in_channels, rank, len(whole.kernel)), replace(whole, in_channels=rank))
+
+    def full_rank(self, whole: Geometry) -> int:
+        return whole.group_inputs if min(whole.group_inputs, whole.taps) > 1 else 0
+
+    def start(self, weight: torch.Tensor, rank: int) -> list[torch.Tensor]:
+        _, inputs, *kernel = weight.shape
+        spread = _leading(weight.transpose(0, 1).flatten(1), rank)
+        return [spread.reshape(rank, inputs, *[1] * len(kernel))]
+
+    def basis(self, whole: Geometry, factors: Sequence[torch.Tensor]) -> torch.Tensor:
+        spread = factors[0].flatten(1)
+        taps = torch.eye(whole.taps).to(spread)
+        return torch.einsum("ri,pq->iprq", spread, taps).flatten(2).flatten(0, 1)[None]
+
+
+class OutputChannels(Form):
+    """k×k → 1×1: fewer results to compute, the rank, and all others from them."""
+
+    name = "output-channels"
+
+    def of_one_group(self, whole: Geometry, rank: int) -> tuple[Geometry, ...]:
+        return (replace(whole, out_channels=rank), pointwise(rank, whole.out_channels, len(whole.kernel)))
+
+    def full_rank(self, whole: Geometry) -> int:
+        return (
+            min(whole.group_outputs, whole.group_inputs * whole.taps) if min(whole.group_outputs, whole.taps) > 1 else 0
+        )
+
+    def start(self, weight: torch.Tensor, rank: int) -> list[torch.Tensor]:
+        _, inputs, *kernel = weight.shape
+        core = _leading(weight.flatten(1), rank) @ weight.flatten(1)
+        return [core.reshape(rank, inputs, *kernel)]
+
+    def basis(self, whole: Geometry, factors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return factors[0].flatten(1).T[None]
+
+
+def _leading(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    """The `rank` leading left singular vectors of `matrix` as rows; where there are not so many, zeros."""
+    vectors = torch.linalg.svd(matrix, full_matrices=False)[0][:, :rank].T
+    return nn.functional.pad(vectors, (0, 0, 0, rank - len(vectors)))
 
 
 def _outer_rank(outputs: int, inputs: int, rank: int) -> int:
@@ -244,6 +291,15 @@ def _along(whole: Geometry, begin: int, end: int) -> Geometry:
 
 
 FORMS: Final[Mapping[str, Form]] = {
-    form.name: form for form in (Bottleneck(), DepthwisePointwise(), PointwiseDepthwise(), Spatial(), Channels())
+    form.name: form
+    for form in (
+        Bottleneck(),
+        DepthwisePointwise(),
+        PointwiseDepthwise(),
+        Spatial(),
+        Channels(),
+        InputChannels(),
+        OutputChannels(),
+    )
 }
 """The forms by name, the default first."""

@@ -18,6 +18,7 @@ SHAPES = {
     "3-D": Geometry(4, 6, (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
 }
 RANKS = {"bottleneck": 8, "depthwise-pointwise": 2, "pointwise-depthwise": 2, "spatial": 4, "channels": 3}
+RANKS |= {"input-channels": 3, "output-channels": 3}
 CASES = [(form, shape) for form in FORMS for shape in SHAPES if FORMS[form].full_rank(SHAPES[shape])]
 
 
@@ -41,10 +42,16 @@ def truncated(form: str, weight: torch.Tensor, rank: int) -> torch.Tensor:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return left[..., :rank] * values[..., None, :rank] @ right[..., :rank, :]
 
-    if form == "depthwise-pointwise":
-        return largest(weight.flatten(2).transpose(0, 1)).transpose(0, 1).reshape(weight.shape)
-    if form == "pointwise-depthwise":
-        return largest(weight.flatten(2)).reshape(weight.shape)
+    order: dict[str, tuple[int, ...]] = {
+        "depthwise-pointwise": (1, 0, 2),
+        "pointwise-depthwise": (0, 1, 2),
+        "input-channels": (1, 0, 2),
+        "output-channels": (0, 1, 2),
+    }
+    if form in order:
+        matrices = weight.flatten(2).permute(order[form])  # Its own inverse.
+        batched = matrices if "depthwise" in form else matrices.flatten(1)
+        return largest(batched).reshape(matrices.shape).permute(order[form]).reshape(weight.shape)
     if form == "spatial":
         parts = weight.reshape(outputs, inputs, weight.shape[2], -1).permute(1, 2, 0, 3)
         matrix = largest(parts.flatten(2).flatten(0, 1))

@@ -94,3 +94,11 @@ def test_a_model_that_it_was_not_made_for_is_refused(plan: Plan, other: nn.Modul
     with pytest.raises(sepc.InputError, match="The plan does not fit the model") as caught:
         plan.apply(other)
     assert reason in str(caught.value)
+
+
+def test_what_is_no_plan_for_a_module_is_refused(model: nn.Module, plan: Plan) -> None:
+    exported = torch.export.export(model, (smooth_images(2),))
+    with pytest.raises(sepc.InputError, match="the model is an ExportedProgram"):
+        sepc.compile(exported, separate=plan)
+    with pytest.raises(sepc.InputError, match="it is 'all'"):
+        sepc.compile(model, separate="all")
