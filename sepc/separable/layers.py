@@ -107,7 +107,8 @@ def _read(path: str, node: fx.Node, graph_module: fx.GraphModule) -> DenseLayer:
     if follower is not None and BatchNorm.matches(follower) and isinstance(follower.meta["val"], torch.Tensor):
         found, result = _affine(BatchNorm.of(follower), graph_module) or found, follower
     scale, shift = found
-    smallest = SMALLEST_SCALE * scale.abs().median().clamp_min(torch.finfo(scale.dtype).tiny)
+    alive = scale.abs()[scale != 0]
+    smallest = SMALLEST_SCALE * alive.median() if len(alive) else torch.ones_like(scale[0])
     scale = torch.where(scale.abs() < smallest, smallest, scale)
     return DenseLayer(path, node, _geometry(Conv.of(node)), scale, shift, result, _skip(result))
 

@@ -9,6 +9,7 @@ from typing import Final
 import torch
 from torch import nn
 
+from sepc.errors import InputError
 from sepc.separable.geometry import Geometry
 
 # Patches per entry of a patch: with few of them the covariance is near singular, and fits follow the sample.
@@ -113,6 +114,13 @@ class Sampler:
     def statistics(self) -> Statistics:
         """Of all that was added."""
         assert self._shifts is not None, "there is a batch"
+        if not all(bool(total.isfinite().all()) for total in self._sums):
+            raise InputError(
+                "Values inside the model are not finite",
+                where="calibration",
+                why=f"a convolution of {self._geometry.in_channels} channels reads or gives infinities or no numbers",
+                fix="give calibration data as the model was trained for, normalised in the same way",
+            )
         squares, products, patches, targets = (total / self._count for total in self._sums)
         covariance = squares - patches[:, :, None] * patches[:, None]
         cross = products - targets[:, :, None] * patches[:, None]

@@ -83,6 +83,14 @@ def test_a_channel_with_next_to_no_scale_counts_a_little() -> None:
     assert 0 < float(layers[0].scale[0]) < 0.01
 
 
+def test_channels_without_any_scale_count_alike() -> None:
+    """As in residual branches whose last normalisation begins at zero."""
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval()
+    nn.init.zeros_(model[1].weight)
+    layers, _ = find_layers(model, graph_of(model, X))
+    assert torch.equal(layers[0].scale, torch.ones(8, dtype=torch.float64))
+
+
 def test_a_module_that_is_none_is_told() -> None:
     with pytest.raises(LookupError, match="no module 'nothing'"):
         module_at(network(), "nothing")

@@ -189,6 +189,19 @@ def test_what_does_not_make_sense_is_refused(options: dict[str, Any], message: s
         sepc.separate(network(), **{"calibration": smooth_images(2), **options})
 
 
+def test_data_that_is_not_finite_is_refused(model: nn.Module, data: torch.Tensor) -> None:
+    with pytest.raises(sepc.InputError, match="Values inside the model are not finite"):
+        separated(model, data[:64] * float("inf"), speedup=2.0)
+
+
+def test_a_branch_that_begins_at_zero_does_no_harm(data: torch.Tensor) -> None:
+    other = network(channels=64)
+    with torch.no_grad():
+        other[3].norm.weight.zero_()
+    found = separated(other, data[:64], speedup=1.3)
+    assert found.error < 0.2
+
+
 def test_a_model_in_training_mode_is_refused() -> None:
     with pytest.raises(sepc.ModelError, match="training mode"):
         sepc.separate(network().train(), calibration=smooth_images(2), speedup=2.0)
