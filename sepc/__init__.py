@@ -11,11 +11,14 @@ from sepc.errors import ArtifactError, BuildError, InputError, ModelError, SepcE
 
 if TYPE_CHECKING:
     from sepc._compile import compile, explain  # noqa: A004 -- the public name, as PyTorch's own
+    from sepc._separate import separate
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
     from sepc.report.explanation import Explanation, RegionExplanation
     from sepc.runtime.model import LoadedModel, load
     from sepc.runtime.report import Profile, RegionProfile, RegionReport
+    from sepc.separable.plan import Plan
+    from sepc.separable.result import Separation
     from sepc.target import Target
 
 __version__ = "0.1.0"
@@ -28,10 +31,12 @@ __all__ = [
     "InputError",
     "LoadedModel",
     "ModelError",
+    "Plan",
     "Profile",
     "RegionExplanation",
     "RegionProfile",
     "RegionReport",
+    "Separation",
     "SepcError",
     "Target",
     "TargetError",
@@ -41,6 +46,7 @@ __all__ = [
     "compile",
     "explain",
     "load",
+    "separate",
 ]
 
 # Imported at first use, so that `import sepc` stays fast.
@@ -51,10 +57,13 @@ _LAZY = {
     "Explanation": "sepc.report.explanation",
     "explain": "sepc._compile",
     "LoadedModel": "sepc.runtime.model",
+    "Plan": "sepc.separable.plan",
     "Profile": "sepc.runtime.report",
     "RegionExplanation": "sepc.report.explanation",
     "RegionProfile": "sepc.runtime.report",
     "RegionReport": "sepc.runtime.report",
+    "separate": "sepc._separate",
+    "Separation": "sepc.separable.result",
     "Target": "sepc.target",
     "load": "sepc.runtime.model",
 }

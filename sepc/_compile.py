@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import fx, nn
@@ -31,6 +31,7 @@ from sepc.target import Target
 if TYPE_CHECKING:
     from sepc.passes.manager import PassRecord
     from sepc.report.explanation import Explanation
+    from sepc.separable.plan import Plan
 
 
 def compile(  # noqa: A001 -- the public name, as PyTorch's own
@@ -43,6 +44,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     shape_limit: int = DEFAULT_SHAPE_LIMIT,
     fullgraph: bool = False,
     verify_each: bool = False,
+    separate: Plan | Literal["exact"] = "exact",
 ) -> CompiledModel:
     """Compile `model` for `target`. What was compiled before comes from a cache on disk, also in another process.
 
@@ -56,6 +58,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         shape_limit: how many input shapes may be compiled.
         fullgraph: no operator may be left to PyTorch: where one has no kernel, compiling raises ModelError.
         verify_each: run the graph before and after every pass and compare the results.
+        separate: "exact" takes apart only convolutions that are separable, or of low rank, up to rounding, where that
+            is predicted faster; with a plan, made by `sepc.separate` for this model, layers are replaced first.
 
     Raises:
         TargetError: the target is unknown. ModelError: the model cannot be compiled. InputError: an input does not fit.
@@ -66,10 +70,23 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if optimize not in get_args(Objective):
         choices = " or ".join(f'"{one}"' for one in get_args(Objective))
         raise InputError(f"There is nothing to optimize called {optimize!r}", fix=f"give {choices}")
+    if separate != "exact":
+        model = _separated(model, separate)
     compiled = CompiledModel(model, Target.parse(target), num_threads, optimize, shape_limit, fullgraph, verify_each)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
+
+
+def _separated(model: nn.Module | ExportedProgram, plan: object) -> nn.Module:
+    """`model` with layers replaced by a plan; raises InputError where that cannot be."""
+    from sepc.separable.plan import Plan
+
+    if not isinstance(plan, Plan) or not isinstance(model, nn.Module):
+        why = f"it is {plan!r}" if not isinstance(plan, Plan) else "the model is an ExportedProgram"
+        fix = 'give "exact", or a module and a plan that sepc.separate made for it'
+        raise InputError("This cannot be separated", where="separate", why=why, fix=fix)
+    return plan.apply(model)
 
 
 def explain(

@@ -14,11 +14,16 @@ EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text()
 
 
 def test_there_are_examples() -> None:
-    assert [("torch.compile(" in example) for example in EXAMPLES] == [False, True]
+    calls = ("sepc.compile(model)", "sepc.separate(", "torch.compile(")
+    assert [[call in example for call in calls] for example in EXAMPLES] == [
+        [True, False, False],
+        [False, True, False],
+        [False, False, True],
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("example", EXAMPLES, ids=["compile", "torch_compile"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["compile", "separate", "torch_compile"])
 def test_an_example_runs(example: str) -> None:
     done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

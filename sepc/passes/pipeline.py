@@ -18,6 +18,7 @@ from sepc.passes.plan_layout import PlanLayout
 from sepc.passes.plan_memory import PlanMemory
 from sepc.passes.promote import Promote
 from sepc.passes.recompute import Recompute
+from sepc.passes.separate_conv import SeparateConv
 
 if TYPE_CHECKING:
     from sepc.cost_model.chain import Objective
@@ -35,6 +36,8 @@ PIPELINE: tuple[Pass, ...] = (
     FoldBatchNorm(),
     # Needs normalisations between convolutions folded; before grouping, as a convolution less is a region less.
     MergePointwise(),
+    # Needs normalisations folded, and what merges merged; before grouping, as it makes several convolutions of one.
+    SeparateConv(),
     # From here on a node is a kernel. Whatever rewrites single operations has to come before.
     Group(),
     # Needs the regions. Before fuse, which makes chains of the copies.
@@ -65,6 +68,7 @@ PASSES: dict[str, type[Pass]] = {
     "merge-branches": MergeBranches,
     "fold-batch-norm": FoldBatchNorm,
     "merge-pointwise": MergePointwise,
+    "separate-conv": SeparateConv,
     "group": Group,
     "recompute": Recompute,
     "fuse": Fuse,

@@ -1,0 +1,77 @@
+"""`sepc.separate`: a network's dense convolutions made separable, within a budget of accuracy or of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from sepc.errors import InputError
+from sepc.separable.forms import FORMS
+from sepc.separable.result import Separation
+from sepc.separation.budget import Budget
+from sepc.separation.job import Job, in_batches
+from sepc.separation.menus import allocations
+from sepc.separation.search import search
+from sepc.target import Target
+
+DEFAULT_FORMS: Final = ("bottleneck", "spatial", "channels")
+
+
+def separate(
+    model: nn.Module,
+    *,
+    calibration: torch.Tensor | Iterable[Any] | None = None,
+    target: str | Target = "native",
+    max_error: float | None = None,
+    speedup: float | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
+    example_inputs: torch.Tensor | None = None,
+    num_threads: int | None = None,
+    calibration_size: int = 512,
+    forms: Sequence[str] = DEFAULT_FORMS,
+    steps: int = 40,
+    seed: int = 0,
+) -> Separation:
+    """Replace convolutions of `model` by separable or low-rank ones that are faster on `target`, within a budget.
+
+    Exactly one budget is given: `max_error`; `speedup`; or `evaluate` with `max_drop`. Within it, forms and ranks are
+    chosen for all layers at once, by predicted time and error. If none of it is both faster and within the budget, the
+    model comes back as it was, and the result says why.
+
+    Args:
+        model: a module in eval mode that takes one tensor, with parameters on the CPU. It is not changed.
+        calibration: unlabelled inputs, some hundred: a tensor of them, or an iterable of batches, each a tensor, or a
+            tuple that begins with one (a DataLoader). Without any, weights are approximated for their own sake,
+            which loses far more accuracy.
+        target: what it is to be fast on, as for `sepc.compile`.
+        max_error: the largest relative error of the model's results on the calibration data, as a root of mean
+            squares; without calibration data, the largest root of the sum of squares of the layers' errors.
+        speedup: how many times as fast the model shall be, at the least error: measured, if the target runs here.
+        evaluate: the user's own figure of merit of a model, of which more is better.
+        max_drop: how much of that may be lost.
+        example_inputs: an input of the shape that it is to be fast for; by default one calibration input alone.
+        num_threads: threads of a call; by default those of ``torch.get_num_threads()``.
+        calibration_size: how many calibration inputs are used.
+        forms: which forms may be used, of `sepc.separable.forms`.
+        steps: of the descent for each layer.
+        seed: of everything that is random.
+
+    Raises:
+        InputError: no budget or several, or inputs that do not fit. ModelError: the model cannot be captured.
+    """
+    budget = Budget.of(max_error, speedup, evaluate, max_drop)
+    unknown = [name for name in forms if name not in FORMS]
+    if unknown:
+        raise InputError(f"There is no form {unknown[0]!r}", where="forms", fix=f"choose among {', '.join(FORMS)}")
+    batches = in_batches(calibration, calibration_size)
+    example = example_inputs if example_inputs is not None else batches[0][:1] if batches else None
+    if example is None:
+        raise InputError("There is no input to be fast for", fix="give calibration data, or example_inputs")
+    threads = num_threads or torch.get_num_threads()
+    with torch.no_grad():
+        job = Job(model, batches, example, Target.parse(target), threads, tuple(forms), steps, seed)
+        return search(job, allocations(job), budget)

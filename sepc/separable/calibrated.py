@@ -1,0 +1,143 @@
+"""Layer by layer through a network: what each reads and should give, and the factors that come nearest to that.
+
+A layer of the rewritten network reads x̂, which differs from the x that it was trained for, since layers before it are
+approximations. It is fitted to what it should give for that x̂: the original's result y for x, behind its normalisation
+and, where it is a summand, with what the other summand is off by,
+
+    t = y + (skip − skip̂)
+
+so that errors made earlier are made up for where a layer can. The weight that gives t best from x̂ takes the place of
+the original's, and the form is fitted to that one in the metric of x̂ (`sepc.separable.statistics`,
+`sepc.separable.fit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from sepc.ir.ops import constant
+from sepc.separable.fit import fit
+from sepc.separable.forms import FORMS
+from sepc.separable.layers import DenseLayer
+from sepc.separable.plan import Replacement
+from sepc.separable.statistics import Sampler, Statistics
+from sepc.separable.twins import Twins
+
+
+@dataclass(frozen=True)
+class Option:
+    """A form with a rank."""
+
+    form: str
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.form} {self.rank}"
+
+
+def scaled_weight(layer: DenseLayer, graph_module: fx.GraphModule) -> torch.Tensor:
+    """The weight of `layer` in float64 with the normalisation's scale in it: what counts for what follows."""
+    weight = constant(graph_module, layer.conv.weight).double()
+    return weight * layer.scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def fit_weights(layer: DenseLayer, option: Option, graph_module: fx.GraphModule, steps: int, seed: int) -> Replacement:
+    """The factors nearest to the weight of `layer`, where nothing is known of its inputs."""
+    found = fit(
+        FORMS[option.form], layer.geometry, option.rank, scaled_weight(layer, graph_module), steps=steps, seed=seed
+    )
+    node = layer.conv.bias
+    bias = None if node is None else constant(graph_module, node)
+    return Replacement(option.form, option.rank, _unscaled(layer, found.factors), bias, found.error)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What a layer should do: moments of inputs and targets, the best weight there is, and a metric for others."""
+
+    layer: DenseLayer
+    moments: Statistics
+    weight: torch.Tensor
+    metric: torch.Tensor
+
+    @staticmethod
+    def of(layer: DenseLayer, moments: Statistics, graph_module: fx.GraphModule) -> Regression:
+        """Of `layer` with these moments."""
+        best = moments.best_weight(scaled_weight(layer, graph_module))
+        return Regression(layer, moments, best, moments.metric())
+
+    def fit(self, option: Option, steps: int, seed: int) -> Replacement:
+        """The factors that give the targets best."""
+        layer, form = self.layer, FORMS[option.form]
+        found = fit(form, layer.geometry, option.rank, self.weight, self.metric, steps=steps, seed=seed)
+        bias = (self.moments.bias(found.weight) - layer.shift) / layer.scale
+        factors = _unscaled(layer, found.factors)
+        return Replacement(option.form, option.rank, factors, bias.float(), self.moments.error(found.weight))
+
+
+def _unscaled(layer: DenseLayer, factors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    *first, last = factors
+    last = last / layer.scale.reshape(-1, *[1] * (last.dim() - 1))
+    return tuple(factor.float().contiguous() for factor in (*first, last))
+
+
+def walk(
+    twins: Twins,
+    layers: Sequence[DenseLayer],
+    visit: Callable[[DenseLayer, Statistics], Replacement | None],
+    seed: int,
+) -> None:
+    """Give `visit` the moments of each layer in turn; what it returns takes the layer's place for those that follow."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        twins.forget()
+        found = visit(layer, gather(twins, layer, generator))
+        if found is not None:
+            twins.replace(layer.node, found.build(layer.geometry))
+
+
+def gather(twins: Twins, layer: DenseLayer, generator: torch.Generator) -> Statistics:
+    """The moments of what `layer` reads in the second network, and of what it should give there."""
+    inputs, targets = twins.second(layer.conv.input), _targets(twins, layer)
+    sampler = Sampler(layer.geometry, sum(map(len, inputs)), layer.image_size, generator)
+    for batch, (plus, minus) in zip(inputs, targets, strict=True):
+        places = sampler.places()
+        wanted = [_at(values, places) for values in plus]
+        sampler.add(batch, sum(wanted[1:], start=wanted[0]) - sum(_at(values, places) for values in minus), places)
+    return sampler.statistics()
+
+
+def _targets(twins: Twins, layer: DenseLayer) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """What to add and what to subtract, for each batch."""
+    results = twins.first(layer.result)
+    if layer.skip is None:
+        return [([result], []) for result in results]
+    skips = zip(results, twins.first(layer.skip), twins.second(layer.skip), strict=True)
+    return [([result, skip], [own]) if skip is not own else ([result], []) for result, skip, own in skips]
+
+
+def _at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    return values.flatten(2)[:, :, places]
+
+
+def fit_in_turn(
+    twins: Twins,
+    layers: Sequence[DenseLayer],
+    graph_module: fx.GraphModule,
+    options: Mapping[str, Option],
+    steps: int,
+    seed: int,
+) -> dict[str, Replacement]:
+    """Fit the layers that have an option, in the order in which they run, each to what those before it leave to do."""
+    found: dict[str, Replacement] = {}
+
+    def visit(layer: DenseLayer, moments: Statistics) -> Replacement:
+        found[layer.path] = Regression.of(layer, moments, graph_module).fit(options[layer.path], steps, seed)
+        return found[layer.path]
+
+    walk(twins, [layer for layer in layers if layer.path in options], visit, seed)
+    return found

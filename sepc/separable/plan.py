@@ -1,0 +1,101 @@
+"""A plan: which layers of a model are replaced by which factors. It can be applied, saved and loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from sepc.errors import ArtifactError, InputError
+from sepc.separable.forms import FORMS
+from sepc.separable.geometry import Geometry
+from sepc.separable.layers import module_at
+
+FORMAT: Final = "sepc-plan-1"
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What takes the place of one convolution.
+
+    Attributes:
+        form: a name of `sepc.separable.forms`. rank: of that form, per group.
+        factors: weights of its layers, in float32. bias: of the last one.
+        error: the relative error of the layer's results that is to be expected, as a root of mean squares.
+    """
+
+    form: str
+    rank: int
+    factors: tuple[torch.Tensor, ...]
+    bias: torch.Tensor | None
+    error: float
+
+    def build(self, geometry: Geometry) -> nn.Sequential:
+        """The layers, with weights of their own."""
+        factors, bias = (factor.clone() for factor in self.factors), self.bias
+        return FORMS[self.form].build(geometry, self.rank, tuple(factors), None if bias is None else bias.clone())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Replacements by the names of the modules whose place they take; the others stay."""
+
+    layers: Mapping[str, Replacement] = field(default_factory=dict)
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A copy of `model` with these layers replaced; raises InputError where they do not fit it."""
+        result = copy.deepcopy(model)
+        for path, replacement in self.layers.items():
+            replace_module(result, path, replacement)
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file."""
+        rows = {name: _fields(one) for name, one in self.layers.items()}
+        torch.save({"format": FORMAT, "layers": rows}, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan from a file; raises ArtifactError if it holds none."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if content["format"] != FORMAT:
+                raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
+            return Plan({name: Replacement(**row) for name, row in content["layers"].items()})
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            why = str(error).partition("\n")[0]
+            raise ArtifactError("This file holds no plan", where=str(path), why=why) from error
+
+
+def _fields(replacement: Replacement) -> dict[str, Any]:
+    names = ("form", "rank", "factors", "bias", "error")
+    return {name: getattr(replacement, name) for name in names}
+
+
+def replace_module(model: nn.Module, path: str, replacement: Replacement) -> None:
+    """Put `replacement` into `model` at `path`, in place; raises InputError where it does not fit."""
+    try:
+        layer = module_at(model, path)
+    except LookupError as error:
+        fix = "apply the plan to the model that it was made for"
+        raise InputError("The plan does not fit the model", where=path, why=str(error), fix=fix) from error
+    geometry = Geometry.of(layer)
+    wanted = [one.weight_shape for one in FORMS[replacement.form].factors(geometry, replacement.rank)]
+    if [tuple(one.shape) for one in replacement.factors] != wanted:
+        why = f"its factors have shapes {_shapes(replacement.factors)}, and the layer wants {wanted}"
+        raise InputError("The plan does not fit the model", where=path, why=why, fix="make a plan for this model")
+    built = replacement.build(geometry).to(layer.weight.device, layer.weight.dtype).train(layer.training)
+    built.requires_grad_(layer.weight.requires_grad)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, built)
+
+
+def _shapes(tensors: Sequence[torch.Tensor]) -> list[tuple[int, ...]]:
+    return [tuple(one.shape) for one in tensors]
