@@ -47,9 +47,10 @@ KERNEL_ROW_CYCLES: Final = 2.5
 # Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
 SPILL_FACTOR: Final = 2.3
 """How much slower a block runs whose registers do not suffice (960→320 on 49 pixels: 9×3 vectors 2.3, 6×4 2.5)."""
-UNROLLED_CHANNELS: Final = 8
+UNROLLED_CHANNELS: Final = {True: 8, False: 12}
 """Loops over at most so many input channels count as unrolled, several taps then sharing inputs in registers. Only 3
-channels were measured (slow) and 16 and more (not slow); the border between is a guess."""
+channels were measured (slow) and 16 and more (not slow); the border between is a guess. On Arm (False: no operands from
+memory) 10 channels were seen to be unrolled, with 144 accesses to the stack."""
 SHARED_INPUTS: Final = {True: (20, 0.026), False: (6, 0.11)}
 """How many pairs of a column and a tap shared with its neighbour are free in such a loop, and by how much it slows down
 for each one more; where multiply-adds take operands from memory, and where they do not.
@@ -78,6 +79,8 @@ UNROLLED_BLOCKS: Final = 2
 TIGHT_REGISTERS: Final = 3
 """Such blocks spill if fewer than so many registers are spare: 9×3 vectors in tasks of 1 block (54 vector accesses to
 the stack per inner iteration, none in tasks of 5), 6×4 in tasks of 2. (13×2 in tasks of 1 was not slower, but counts.)
+On machines whose multiply-adds take no operands from memory all such blocks do, as several inputs are loaded ahead: LLVM's
+code for a Neoverse N1, 14×2 and 9×3 vectors 6 accesses to the stack and 2.6 times the multiply-adds' time, 13×2 none.
 """
 
 
@@ -151,11 +154,12 @@ def _dense_panel_cycles(
 def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> float:
     """How much slower a block runs whose registers do not suffice for accumulators, weights and inputs."""
     registers = columns * panel_vectors + panel_vectors + 1
-    if registers > machine.vector_registers:
+    spare = 0 if machine.has_memory_operands else TIGHT_REGISTERS
+    if registers + spare > machine.vector_registers:
         return SPILL_FACTOR
     overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
     free, factor = SHARED_INPUTS[machine.has_memory_operands]
-    if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS:
+    if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS[machine.has_memory_operands]:
         return 1.0
     lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
     shared = max(0, columns * overlap - free)
