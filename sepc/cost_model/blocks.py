@@ -79,8 +79,8 @@ UNROLLED_BLOCKS: Final = 2
 TIGHT_REGISTERS: Final = 3
 """Such blocks spill if fewer than so many registers are spare: 9×3 vectors in tasks of 1 block (54 vector accesses to
 the stack per inner iteration, none in tasks of 5), 6×4 in tasks of 2. (13×2 in tasks of 1 was not slower, but counts.)
-On machines whose multiply-adds take no operands from memory all such blocks do, as several inputs are loaded ahead: LLVM's
-code for a Neoverse N1, 14×2 and 9×3 vectors 6 accesses to the stack and 2.6 times the multiply-adds' time, 13×2 none.
+On machines whose multiply-adds take no operands from memory all such blocks do, as several inputs are loaded ahead:
+LLVM's code for a Neoverse N1, 14×2 and 9×3 vectors 6 accesses and 2.6 times the multiply-adds' time, 13×2 none.
 """
 
 
