@@ -184,6 +184,6 @@ def test_a_dynamic_shape_of_an_exported_program_is_an_error() -> None:
 
 def test_capturing_a_deep_network_takes_seconds() -> None:
     blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6()) for _ in range(50)]
-    started = time.perf_counter()
+    started = time.process_time()
     capture(nn.Sequential(*blocks).eval(), (torch.randn(1, 8, 8, 8),))
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
