@@ -87,7 +87,7 @@ class CompiledModel(Model):
         lowered = self._last().lowered
         return "\n".join(lowered.source(symbol, form, self.target) for symbol in found.symbols)
 
-    def export(self, path: str | os.PathLike[str], format: Literal["c"] = "c", *, name: str = "model") -> list[Path]:  # noqa: A002 -- what users of exports expect
+    def export(self, path: str | os.PathLike[str], format: Literal["c"] = "c", *, name: str = "model") -> list[Path]:  # noqa: A002 -- as exports call it
         """Write what was compiled last as C: sources, an object file with the kernels, and the weights.
 
         Args:

@@ -35,6 +35,7 @@ C_TYPES: Final = {
     torch.float16: "uint16_t",
     torch.bfloat16: "uint16_t",
 }
+PROGRAM: Final = "main"
 THREADS_TEMPLATES: Final = ("threads.h", "threads.c")
 
 
@@ -129,7 +130,7 @@ class Bundle:
     def files(self) -> Iterator[tuple[str, bytes | memoryview]]:
         """Names and contents."""
         templates = {"model.h": f"{self.name}.h", "model.c": f"{self.name}.c", "weights.S": "weights.S"}
-        templates |= {"main.c": "main.c", "CMakeLists.txt": "CMakeLists.txt", "README.md": "README.md"}
+        templates |= {f"{PROGRAM}.c": f"{PROGRAM}.c", "CMakeLists.txt": "CMakeLists.txt", "README.md": "README.md"}
         if self.threads > 1:
             templates |= {name: f"{self.name}_{name}" for name in THREADS_TEMPLATES}
         environment = jinja2.Environment(
@@ -163,8 +164,9 @@ class Bundle:
 
 def require_writable(name: str, one: Specialization) -> None:
     """Raise InputError if no bundle can be called `name`, ModelError if PyTorch runs a part of `one`."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise InputError(f"A bundle cannot be called {name!r}", fix="use letters, digits and underscores")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name == PROGRAM:
+        fix = f"use letters, digits and underscores, and not {PROGRAM!r}, which is a file of its own"
+        raise InputError(f"A bundle cannot be called {name!r}", fix=fix)
     if any(isinstance(step, HostCall) for step in one.executable.program.steps):
         regions = [f"{region.name} ({region.reason})" for region in one.description.regions if region.kernel == "torch"]
         why = f"PyTorch would run {', '.join(regions)}"

@@ -62,14 +62,16 @@ class ForeignExecutable:
             paths = [Path(name) / str(index) for index in range(len(inputs) + len(storages))]
             for path, tensor, storage in zip(paths, inputs, self.program.inputs, strict=False):
                 path.write_bytes(_memory(tensor, storage))
-            command = [emulator(self.target), str(self._binary), *map(str, paths)]
+            _, binary = self._built
+            command = [emulator(self.target), str(binary), *map(str, paths)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
                 raise TargetError("The model failed under emulation", where=f"target='{self.target.name}'", why=why)
             for path, tensor in zip(paths[len(inputs) :], storages, strict=True):
-                content = bytearray(path.read_bytes())
-                tensor.copy_(torch.frombuffer(content, dtype=tensor.dtype, count=tensor.numel()))
+                if tensor.numel():
+                    content = bytearray(path.read_bytes())
+                    tensor.copy_(torch.frombuffer(content, dtype=tensor.dtype, count=tensor.numel()))
         blocks = [torch.empty(0, dtype=torch.uint8), self.constants, *inputs, *storages]
         return [view(reference, blocks) for reference in self.program.results]
 
@@ -79,13 +81,13 @@ class ForeignExecutable:
         raise TargetError("Emulation tells no times")
 
     @cached_property
-    def _directory(self) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory(prefix="sepc-")
+    def _built(self) -> tuple[tempfile.TemporaryDirectory[str], Path]:
+        """The program and the directory that keeps it, linked statically so that the emulator needs no libraries.
 
-    @cached_property
-    def _binary(self) -> Path:
-        """The program, linked statically so that the emulator needs no libraries of the other architecture."""
-        directory = Path(self._directory.name)
+        If several threads come first at once, each builds one of its own.
+        """
+        owner = tempfile.TemporaryDirectory(prefix="sepc-")
+        directory = Path(owner.name)
         bundle = Bundle(NAME, self.target.name, self.threads, self.program, self.constants, self.objects)
         bundle.write(directory)
         sources = ["main.c", f"{NAME}.c", "weights.S", "kernels.o"]
@@ -96,7 +98,7 @@ class ForeignExecutable:
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise BuildError("The cross compiler failed", where=" ".join(command), why=why)
-        return directory / NAME
+        return owner, directory / NAME
 
 
 def require_runner(target: Target) -> None:
@@ -133,4 +135,5 @@ def _missing(target: Target, name: str) -> str:
 def _memory(tensor: torch.Tensor, storage: Storage) -> bytes:
     """The elements of an input as they lie in memory."""
     flat = tensor.detach().as_strided((storage.elements,), (1,))
-    return flat.contiguous().view(torch.uint8).numpy().tobytes()
+    # A tensor without elements takes a byte: C has no arrays of none.
+    return flat.contiguous().view(torch.uint8).numpy().tobytes() or bytes(1)

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import torch
@@ -69,9 +70,15 @@ class Plan:
             return Plan({name: Replacement(**row) for name, row in content["layers"].items()})
         except FileNotFoundError:
             raise
-        except Exception as error:
+        except _UNREADABLE as error:
             why = str(error).partition("\n")[0]
             raise ArtifactError("This file holds no plan", where=str(path), why=why) from error
+
+
+# What torch.load, and making a plan of what it finds, raise for files of something else.
+_UNREADABLE: Final = (
+    *(UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError),
+)
 
 
 def _fields(replacement: Replacement) -> dict[str, Any]:

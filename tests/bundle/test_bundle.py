@@ -146,8 +146,10 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
     compiled.precompile(torch.randn(1, 3, 8, 8))
     with pytest.raises(InputError, match="cannot be called 'my-net'"):
         compiled.export(tmp_path, name="my-net")
+    with pytest.raises(InputError, match="cannot be called 'main'"):
+        compiled.export(tmp_path, name="main")
     with pytest.raises(InputError, match="There is no format 'onnx'"):
-        compiled.export(tmp_path, format="onnx")  # type: ignore[arg-type]
+        compiled.export(tmp_path, format="onnx")
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ArtifactError, match="The bundle cannot be written"):

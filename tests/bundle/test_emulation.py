@@ -87,6 +87,15 @@ def test_types_of_arguments_survive() -> None:
     check(model, torch.tensor([[1, 6, 0]]), torch.randn(3, 5).half())
 
 
+@needs_tools
+def test_tensors_without_elements_are_passed_through() -> None:
+    x, empty = torch.randn(2, 5), torch.randn(0, 3)
+    compiled = sepc.compile(Function(lambda self, x, empty: (x.relu(), empty)).eval(), target="arm64")
+    positive, same = compiled(x, empty)
+    assert torch.equal(positive, x.relu())
+    assert same.shape == (0, 3)
+
+
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = sepc.compile(nn.Conv2d(3, 4, 3).eval(), target="arm64")
     monkeypatch.setattr(emulation.shutil, "which", lambda name: None)
