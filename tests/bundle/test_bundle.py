@@ -136,7 +136,10 @@ def test_results_may_be_inputs_and_weights(tmp_path: Path) -> None:
     exported(tmp_path, model, torch.randn(1, 4))
     text = (tmp_path / "net.h").read_text()
     assert "Result 0 of the model: float32[1, 4] in input 0" in text
-    build(tmp_path)
+    assert re.search(r"Result 1 of the model: float32\[4\] in (the weights|output \d)", text)
+    x = torch.randn(1, 4)
+    found = results(build(tmp_path), (x,), text.count("#define NET_OUTPUT_"))
+    assert any(torch.equal(one, x.relu().flatten()) for one in found)
 
 
 def test_what_cannot_be_exported_says_why(tmp_path: Path) -> None:
