@@ -11,11 +11,13 @@ from sepc.errors import ArtifactError, BuildError, InputError, ModelError, SepcE
 
 if TYPE_CHECKING:
     from sepc._compile import compile, explain  # noqa: A004 -- the public name, as PyTorch's own
+    from sepc._load import load
     from sepc._separate import separate
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
     from sepc.report.explanation import Explanation, RegionExplanation
-    from sepc.runtime.model import LoadedModel, load
+    from sepc.runtime.exported import ExportedModel
+    from sepc.runtime.model import LoadedModel
     from sepc.runtime.report import Profile, RegionProfile, RegionReport
     from sepc.separable.plan import Plan
     from sepc.separable.result import Separation
@@ -28,6 +30,7 @@ __all__ = [
     "BuildError",
     "CompiledModel",
     "Explanation",
+    "ExportedModel",
     "InputError",
     "LoadedModel",
     "ModelError",
@@ -55,6 +58,7 @@ _LAZY = {
     "compile": "sepc._compile",
     "CompiledModel": "sepc.compiled",
     "Explanation": "sepc.report.explanation",
+    "ExportedModel": "sepc.runtime.exported",
     "explain": "sepc._compile",
     "LoadedModel": "sepc.runtime.model",
     "Plan": "sepc.separable.plan",
@@ -65,7 +69,7 @@ _LAZY = {
     "separate": "sepc._separate",
     "Separation": "sepc.separable.result",
     "Target": "sepc.target",
-    "load": "sepc.runtime.model",
+    "load": "sepc._load",
 }
 
 

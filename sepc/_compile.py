@@ -29,6 +29,7 @@ from sepc.runtime.specialization import Description, Specialization
 from sepc.target import Target
 
 if TYPE_CHECKING:
+    from sepc.bundle.bundle import Bundle
     from sepc.passes.manager import PassRecord
     from sepc.report.explanation import Explanation
     from sepc.separable.plan import Plan
@@ -144,6 +145,10 @@ class Lowered:
     def objects(self, target: Target, prefix: str) -> bytes:
         """All kernels as one object file, with `prefix` and an underscore in front of their symbols."""
         return bytes(_backend().compile_module(self.functions, target, prefix))
+
+    def library(self, bundle: Bundle, target: Target) -> bytes:
+        """A shared library of a bundle with these kernels."""
+        return bytes(_backend().shared_library(bundle, target))
 
 
 @dataclass(frozen=True)
@@ -312,10 +317,11 @@ class _Backend:
     def __init__(self) -> None:
         from sepc.backends.build import build, compile_module, source_of
         from sepc.backends.check import wrong_regions
+        from sepc.backends.library import shared_library
         from sepc.backends.program import assemble
 
         self.assemble, self.build, self.wrong_regions = assemble, build, wrong_regions
-        self.source_of, self.compile_module = source_of, compile_module
+        self.source_of, self.compile_module, self.shared_library = source_of, compile_module, shared_library
 
 
 def _backend() -> _Backend:
