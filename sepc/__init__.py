@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sepc.errors import ArtifactError, BuildError, InputError, ModelError, SepcError, TargetError, VerificationError
+from sepc.errors import (
+    ArtifactError,
+    BuildError,
+    DeviceError,
+    InputError,
+    ModelError,
+    SepcError,
+    TargetError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
     from sepc._compile import compile, explain  # noqa: A004 -- the public name, as PyTorch's own
     from sepc._load import load
+    from sepc._remote import Remote, remote
     from sepc._separate import separate
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
@@ -29,6 +39,7 @@ __all__ = [
     "ArtifactError",
     "BuildError",
     "CompiledModel",
+    "DeviceError",
     "Explanation",
     "ExportedModel",
     "InputError",
@@ -39,6 +50,7 @@ __all__ = [
     "RegionExplanation",
     "RegionProfile",
     "RegionReport",
+    "Remote",
     "Separation",
     "SepcError",
     "Target",
@@ -49,6 +61,7 @@ __all__ = [
     "compile",
     "explain",
     "load",
+    "remote",
     "separate",
 ]
 
@@ -66,6 +79,8 @@ _LAZY = {
     "RegionExplanation": "sepc.report.explanation",
     "RegionProfile": "sepc.runtime.report",
     "RegionReport": "sepc.runtime.report",
+    "Remote": "sepc._remote",
+    "remote": "sepc._remote",
     "separate": "sepc._separate",
     "Separation": "sepc.separable.result",
     "Target": "sepc.target",

@@ -24,6 +24,7 @@ from sepc.target import Target
 
 if TYPE_CHECKING:
     from sepc._compile import Compiled
+    from sepc._remote import Remote
     from sepc.cost_model.chain import Objective
     from sepc.report.explanation import Explanation
 
@@ -50,10 +51,12 @@ class CompiledModel(Model):
         shape_limit: int,
         fullgraph: bool,
         verify_each: bool,
+        runner: Remote | None = None,
     ) -> None:
         super().__init__(target)
         self._model, self._num_threads, self._shape_limit = model, num_threads, shape_limit
         self._optimize, self._fullgraph, self._verify_each = optimize, fullgraph, verify_each
+        self._runner = runner
         self._compiled: Compiled | None = None
         self._ranks: dict[Any, tuple[int, ...]] = {}
         self._lock = threading.Lock()
@@ -134,6 +137,10 @@ class CompiledModel(Model):
         known = self._known(key)
         return known if isinstance(known, Compiled) else self._specialize(leaves, spec)
 
+    def _require_runnable(self, *, timed: bool = False) -> None:
+        if self._runner is None:  # Else it is for the device to say.
+            super()._require_runnable(timed=timed)
+
     def _last(self) -> Compiled:
         self._current()  # Says so if there is none.
         assert self._compiled is not None
@@ -147,7 +154,8 @@ class CompiledModel(Model):
             self._check(key, leaves, spec)
             compiled = self._specialize(leaves, spec)
             # Afterwards, and so in the same way for what comes from the cache, which is of compilations of both kinds.
-            require_kernels(compiled, self.target, self._fullgraph)
+            runs_here = self._runner is None and self.target.is_runnable
+            require_kernels(compiled, self.target, self._fullgraph, runs_here)
             self._compiled = self._latest = self._specializations[key] = compiled
             self._ranks.setdefault(spec, _ranks(leaves))
             return compiled
@@ -160,7 +168,7 @@ class CompiledModel(Model):
         distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(distinct, spec)
         signature = Signature.of(spec, leaves)
-        options = self._optimize, self._verify_each
+        options = self._optimize, self._verify_each, self._runner
         return specialize(self._model, self.target, self.threads, args, kwargs, signature, *options)
 
     def _check(self, key: Key, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:

@@ -61,7 +61,7 @@ class ForeignExecutable:
         with tempfile.TemporaryDirectory(prefix="sepc-") as name:
             paths = [Path(name) / str(index) for index in range(len(inputs) + len(storages))]
             for path, tensor, storage in zip(paths, inputs, self.program.inputs, strict=False):
-                path.write_bytes(_memory(tensor, storage))
+                path.write_bytes(memory(tensor, storage))
             _, binary = self._built
             command = [emulator(self.target), str(binary), *map(str, paths)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -123,7 +123,7 @@ def emulator(target: Target) -> str:
     )
 
 
-def _memory(tensor: torch.Tensor, storage: Storage) -> bytes:
+def memory(tensor: torch.Tensor, storage: Storage) -> bytes:
     """The elements of an input as they lie in memory."""
     flat = tensor.detach().as_strided((storage.elements,), (1,))
     # A tensor without elements takes a byte: C has no arrays of none.
