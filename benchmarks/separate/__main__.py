@@ -34,7 +34,8 @@ from sepc._separate import DEFAULT_FORMS
 from sepc.separable.calibrated import Option, fit_weights
 from sepc.separable.plan import Plan
 from sepc.separation.budget import Budget
-from sepc.separation.job import Job, in_batches
+from sepc.separation.data import in_batches
+from sepc.separation.job import Job
 from sepc.separation.menus import allocations
 from sepc.separation.search import search
 from sepc.target import Target
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             job = Job(
                 model,
                 in_batches(train.images, CALIBRATION),
-                test.images[:1],
+                (test.images[:1],),
                 Target.parse("native"),
                 options.threads,
                 DEFAULT_FORMS,
@@ -162,7 +163,7 @@ def weights_only(job: Job, plan: Plan) -> Plan:
 
 def latencies(job: Job, model: nn.Module, rounds: int) -> tuple[float, float, float]:
     """How many times as fast `model` is, and the median times of both in microseconds; raises if one is wrong."""
-    x = job.example
+    (x,) = job.example
     compiled = [
         sepc.compile(one, target=job.target, example_inputs=(x,), num_threads=job.threads) for one in (job.model, model)
     ]
