@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", choices=names, default=names)
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.5, 2.0, 3.0, 4.0, 6.0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each network when latency is measured")
+    parser.add_argument("--rounds", type=int, default=200, help="turns of each network when latency is measured")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help=f"default: {CHECKPOINTS}")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
     return parser

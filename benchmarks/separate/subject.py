@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import copy
-import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import sepc
-from benchmarks.fma_bound import in_turn
-from benchmarks.measure import TOLERANCE, relative_error
 from benchmarks.separate.data import Images
+from benchmarks.separate.latency import Compiled, Timing, compiled, timing
 from benchmarks.separate.networks import accuracy
 from benchmarks.separate.results import DENSE, Row
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How many times as fast a network is as the dense one, and the median times of both in microseconds."""
-
-    speedup: float
-    dense_us: float
-    reduced_us: float
 
 
 @dataclass(frozen=True)
@@ -56,26 +42,14 @@ class Subject:
         return self.test.images[:1]
 
     @cached_property
-    def dense(self) -> Callable[..., Any]:
+    def dense(self) -> Compiled:
         """The network as it was, compiled."""
-        return self.compiled(self.model)
-
-    def compiled(self, model: nn.Module) -> Callable[..., Any]:
-        """`model` compiled by sepc; raises if it is wrong."""
-        found = sepc.compile(model, target="native", example_inputs=(self.example,), num_threads=self.threads)
-        with torch.inference_mode():
-            error = relative_error([found(self.example)], [model(self.example)])
-        if not error <= TOLERANCE:
-            raise RuntimeError(f"a compiled network is off by {error:.1e}")
-        return found
+        return compiled(self.model, self.example, self.threads)
 
     def timing(self, model: nn.Module, rounds: int | None = None) -> Timing:
-        """The time of `model` against the dense network's, in turn."""
-        both = [partial(one, self.example) for one in (self.dense, self.compiled(model))]
-        with torch.inference_mode():
-            dense, reduced = in_turn(both, rounds or self.rounds)
-        ratio = statistics.median(a / b for a, b in zip(dense, reduced, strict=True))
-        return Timing(ratio, 1e3 * statistics.median(dense), 1e3 * statistics.median(reduced))
+        """The time of `model` against the dense network's."""
+        reduced = compiled(model, self.example, self.threads)
+        return timing(self.dense, reduced, self.example, rounds or self.rounds)
 
     @cached_property
     def multiply_adds(self) -> int:

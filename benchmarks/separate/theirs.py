@@ -14,7 +14,7 @@ from benchmarks.separate.methods.method import Method
 from benchmarks.separate.results import Row
 from benchmarks.separate.subject import Subject, with_means_of
 
-BISECTION_ROUNDS: Final = 5
+BISECTION_ROUNDS: Final = 60
 
 
 def rows_of(subject: Subject, method: Method, speedups: Sequence[float]) -> Iterator[Row]:

@@ -107,7 +107,6 @@ def test_what_was_measured_is_written(
     torch.manual_seed(1)
     monkeypatch.setattr(benchmark, "trained", lambda name, seed, folder: tiny().eval())
     monkeypatch.setattr(ours, "STEPS", 2)
-    monkeypatch.setattr("benchmarks.fma_bound.TURN_S", 0.01)
     monkeypatch.setattr("benchmarks.separate.bisection.STEPS", 2)
     arguments = ["--networks", "vgg", "--seeds", "0", "--rounds", "3", "--output", str(data)]
     assert benchmark.main([*arguments, "--methods", "sepc", "low-rank", "--speedups", "1.2", "1000"]) == 0
