@@ -7,7 +7,8 @@ Trains the networks on Fashion-MNIST if they are not among the checkpoints. For 
 found by bisection, and afterwards means and variances of the normalisations from the same images. Top-1 is of all
 10,000 test images, latency that of the network compiled by sepc against the dense network compiled by sepc, batch 1,
 timed in turn, round after round, apart from all timing that a search does for itself. "Weights only" has the forms and
-ranks of the calibrated network, fitted without data.
+ranks of the calibrated network, fitted without data; "distilled" has them too, trained for so many steps to do what the
+dense network does, on all training images without their labels.
 
 Rows are added to those in separate.json, of which separate.txt and separate.svg are made.
 """
@@ -48,9 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.networks:
         for seed in options.seeds:
             model = trained(name, seed, options.checkpoints)
-            calibration = train.images[:CALIBRATION]
-            subject = Subject(name, seed, model, calibration, test, options.threads, options.rounds)
-            for row in measured(subject, options.methods, options.speedups):
+            subject = Subject(name, seed, model, train.images, CALIBRATION, test, options.threads, options.rounds)
+            for row in measured(subject, options.methods, options.speedups, options.distill_steps):
                 print(line(row), flush=True)
                 rows = merged(rows, [row])
                 write(rows, options.output)
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=names, default=names)
     parser.add_argument("--speedups", nargs="+", type=float, default=[1.5, 2.0, 3.0, 4.0, 6.0])
+    parser.add_argument("--distill-steps", type=int, default=400, help="of sepc's distillation; 0 for none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=200, help="turns of each network when latency is measured")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help=f"default: {CHECKPOINTS}")
@@ -71,11 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measured(subject: Subject, methods: Sequence[str], speedups: Sequence[float]) -> Iterator[Row]:
+def measured(subject: Subject, methods: Sequence[str], speedups: Sequence[float], distill_steps: int) -> Iterator[Row]:
     """The network as it was, and what each method makes of it for each speed-up; what is out of reach is left out."""
     yield subject.dense_row()
     for name in methods:
-        yield from ours.rows_of(subject, speedups) if name == SEPC else theirs.rows_of(subject, METHODS[name], speedups)
+        if name == SEPC:
+            yield from ours.rows_of(subject, speedups, distill_steps)
+        else:
+            yield from theirs.rows_of(subject, METHODS[name], speedups)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""sepc on a network: for each speed-up what it makes of it, from the weights alone and with more of the data."""
+"""sepc on a network: for each speed-up what it makes of it, from the weights alone and with more of the data.
+
+All have the forms and ranks that the search chose with the calibration data, so that one measurement of time is of all.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
 
-from benchmarks.separate.results import CALIBRATED, WEIGHTS_ONLY, WITH_MEANS, Row
+from benchmarks.separate.results import CALIBRATED, DISTILLED, WEIGHTS_ONLY, WITH_MEANS, Row
 from benchmarks.separate.subject import Subject, with_means_of
 from sepc._separate import DEFAULT_FORMS
 from sepc.separable.calibrated import Option, fit_weights
 from sepc.separable.plan import Plan
 from sepc.separation.budget import Budget
-from sepc.separation.job import Job, in_batches
+from sepc.separation.data import in_batches
+from sepc.separation.job import Job
 from sepc.separation.menus import allocations
 from sepc.separation.search import search
 from sepc.target import Target
@@ -23,19 +28,9 @@ from sepc.target import Target
 STEPS: Final = 40
 
 
-def rows_of(subject: Subject, speedups: Sequence[float]) -> Iterator[Row]:
-    """Rows for each speed-up in reach: the calibrated network, and those of the same forms and ranks with less data."""
-    size = len(subject.calibration)
-    job = Job(
-        subject.model,
-        in_batches(subject.calibration, size),
-        subject.example,
-        Target.parse("native"),
-        subject.threads,
-        DEFAULT_FORMS,
-        STEPS,
-        seed=0,
-    )
+def rows_of(subject: Subject, speedups: Sequence[float], distill_steps: int) -> Iterator[Row]:
+    """Rows for each speed-up in reach: the calibrated network, those with less data, and that after distillation."""
+    job = job_of(subject)
     begin_s = time.perf_counter()
     with torch.no_grad():
         choices = allocations(job)
@@ -56,6 +51,25 @@ def rows_of(subject: Subject, speedups: Sequence[float]) -> Iterator[Row]:
         by_weights = weights_only(job, result.plan).apply(subject.model)
         yield subject.row(WEIGHTS_ONLY, wanted, by_weights, timing, 0.0)
         yield subject.row(WITH_MEANS, wanted, with_means_of(by_weights, subject.calibration), timing, 0.0)
+        if distill_steps:
+            plan, distilled = replace(job, distill_steps=distill_steps).distill(result.plan)
+            made = plan.apply(subject.model)
+            yield subject.row(DISTILLED, wanted, made, timing, seconds + distilled.seconds, f"[{distilled}]")
+
+
+def job_of(subject: Subject) -> Job:
+    """To separate the network of `subject` by its calibration images, and to distil with all unlabelled ones."""
+    return Job(
+        subject.model,
+        in_batches(subject.calibration, len(subject.calibration)),
+        (subject.example,),
+        Target.parse("native"),
+        subject.threads,
+        DEFAULT_FORMS,
+        STEPS,
+        seed=0,
+        source=subject.unlabelled,
+    )
 
 
 def weights_only(job: Job, plan: Plan) -> Plan:

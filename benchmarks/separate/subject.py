@@ -22,7 +22,7 @@ class Subject:
 
     Attributes:
         network, seed, model: which.
-        calibration: unlabelled training images, in one tensor.
+        unlabelled: training images, in one tensor. images: how many of them are for calibration.
         test: all test images.
         threads: for the compiled networks.
         rounds: turns of either network when latency is measured.
@@ -31,10 +31,16 @@ class Subject:
     network: str
     seed: int
     model: nn.Module
-    calibration: torch.Tensor
+    unlabelled: torch.Tensor
+    images: int
     test: Images
     threads: int
     rounds: int
+
+    @property
+    def calibration(self) -> torch.Tensor:
+        """The images that every method may use."""
+        return self.unlabelled[: self.images]
 
     @property
     def example(self) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from benchmarks.separate import __main__ as benchmark
 from benchmarks.separate import networks, ours
 from benchmarks.separate.data import FOLDER_VARIABLE, Images, MissingDataError, load
-from benchmarks.separate.results import CALIBRATED, DENSE, WEIGHTS_ONLY, WITH_MEANS, read
+from benchmarks.separate.results import CALIBRATED, DENSE, OURS, read
 from benchmarks.separate.subject import with_means_of
 
 
@@ -108,11 +108,11 @@ def test_what_was_measured_is_written(
     monkeypatch.setattr(benchmark, "trained", lambda name, seed, folder: tiny().eval())
     monkeypatch.setattr(ours, "STEPS", 2)
     monkeypatch.setattr("benchmarks.separate.bisection.STEPS", 2)
-    arguments = ["--networks", "vgg", "--seeds", "0", "--rounds", "3", "--output", str(data)]
+    arguments = ["--networks", "vgg", "--seeds", "0", "--rounds", "3", "--distill-steps", "2", "--output", str(data)]
     assert benchmark.main([*arguments, "--methods", "sepc", "low-rank", "--speedups", "1.2", "1000"]) == 0
     rows = read(data / "separate.json")
     assert [(row.method, row.wanted) for row in rows[:2]] == [(DENSE, 1.0), (CALIBRATED, 1.2)]
-    assert {row.method for row in rows} == {DENSE, CALIBRATED, WEIGHTS_ONLY, WITH_MEANS, "low-rank"}
+    assert {row.method for row in rows} == {DENSE, *OURS, "low-rank"}
     assert all(row.speedup > 0 and 0 <= row.top1 <= 100 for row in rows)
     assert rows[1].multiply_adds > 1
     output = capsys.readouterr().out
