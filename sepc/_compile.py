@@ -22,6 +22,7 @@ from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
 from sepc.frontend.export import Captured, export, finish
 from sepc.ir import ops, region
+from sepc.ir.element import ElementName
 from sepc.runtime.executable import AnyExecutable
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Signature, TensorLeaf
@@ -38,6 +39,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     model: nn.Module | ExportedProgram,
     *,
     target: str | Target = "native",
+    dtype: ElementName | torch.dtype = "float32",
     example_inputs: Sequence[Any] | None = None,
     num_threads: int | None = None,
     optimize: Objective = "time",
@@ -50,8 +52,11 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
 
     Args:
         model: a module in eval mode, with parameters on the CPU, or an ExportedProgram. Kernels compute float32,
-            float16 and bfloat16, all in float32; PyTorch computes other types.
-        target: "native", "x86-64-v3", "x86-64-v4" or "x86:<llvm cpu>".
+            float16 and bfloat16, all in `dtype`; PyTorch computes other types.
+        target: "native", "x86-64-v3", "x86-64-v4", "arm64", or "x86:<llvm cpu>" or "arm64:<llvm cpu>".
+        dtype: the type in which kernels compute, and in which weights and intermediate results are kept: "float32", or
+            "float16", of Armv8.2 and later, with sums of float32 where they are long, and results to some 1e-2. Inputs
+            and results have the model's own types either way.
         example_inputs: positional arguments to compile for now; else each new input shape compiles at its first call.
         num_threads: threads per call; by default those of ``torch.get_num_threads()`` at the call.
         optimize: "time", or "memory" for the smallest arena: chains as long and windows as small as that takes.
@@ -62,7 +67,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
             is predicted faster; with a plan, made by `sepc.separate` for this model, layers are replaced first.
 
     Raises:
-        TargetError: the target is unknown. ModelError: the model cannot be compiled. InputError: an input does not fit.
+        TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled. InputError: an input does not fit.
         BuildError: TVM or the C compiler is missing or failed.
     """
     if num_threads is not None and num_threads < 1:
@@ -72,7 +77,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         raise InputError(f"There is nothing to optimize called {optimize!r}", fix=f"give {choices}")
     if separate != "exact":
         model = _separated(model, separate)
-    compiled = CompiledModel(model, Target.parse(target), num_threads, optimize, shape_limit, fullgraph, verify_each)
+    for_target = Target.parse(target).computing_in(dtype)
+    compiled = CompiledModel(model, for_target, num_threads, optimize, shape_limit, fullgraph, verify_each)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
@@ -93,6 +99,7 @@ def explain(
     model: nn.Module | ExportedProgram,
     *inputs: Any,
     target: str | Target = "native",
+    dtype: ElementName | torch.dtype = "float32",
     num_threads: int | None = None,
     optimize: Objective = "time",
     verify_each: bool = False,
@@ -106,11 +113,13 @@ def explain(
         model: a module, or an ExportedProgram.
         *inputs: the arguments to explain it for.
         target: as all that follows, and what is raised, as for `compile`.
+        dtype: the type in which kernels compute.
         num_threads: threads per call.
         optimize: "time" or "memory".
         verify_each: compare results before and after every pass.
     """
-    compiled = compile(model, target=target, num_threads=num_threads, optimize=optimize, verify_each=verify_each)
+    options = {"num_threads": num_threads, "optimize": optimize, "verify_each": verify_each}
+    compiled = compile(model, target=target, dtype=dtype, **options)
     return compiled.explain(*inputs)
 
 
@@ -261,7 +270,8 @@ def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], lis
     captured = finish(job.exported)
     order = _match_inputs(captured, job.signature)
     clock.lap("capture")
-    context = PassContext(target=job.target, machine=job.target.machine, threads=job.threads)
+    target = job.target
+    context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
     manager = PassManager(pipeline(job.optimize), verify_each=job.verify_each)
     records = manager.run(captured.graph_module, context)
     clock.lap("passes")

@@ -11,6 +11,7 @@ from typing import Final
 
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, unrolled_taps
+from sepc.ir.element import Element
 from sepc.ir.stage import ColumnSegment, Convolution, Stage, ceil_div, split_lanes
 
 # Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
@@ -42,6 +43,9 @@ LOOP_INSTRUCTIONS: Final = {True: 3, False: 6}
 
 Where operands may come from memory, with addresses of several parts, and where not (LLVM 22's code for Arm).
 """
+BLOCK_SUM_INSTRUCTIONS: Final = 9
+"""Instructions per vector that adding a block of products in float16 to a sum in float32 takes: two conversions, two
+loads, additions and stores, and clearing the vector (LLVM 22's code for Arm)."""
 KERNEL_ROW_CYCLES: Final = 2.5
 """One trip of a loop over kernel rows (fits: dense 2.1, lanewise 2.5)."""
 # Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
@@ -137,13 +141,15 @@ def _dense_panel_cycles(
     conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
 ) -> float:
     row_uses, total = _row_uses(conv), 0.0
+    blocks = sum(runs for _, runs, _ in conv.row_sums) if conv.sums_in_blocks else 0
     for segment, valid, _ in _segments(conv, columns):
         per_tap_row, multiplies = 0.0, 0.0
         for valid_columns in valid:
-            iteration = _dense_iteration_cycles(valid_columns, panel, machine)
+            iteration = _dense_iteration_cycles(valid_columns, panel, machine, conv.element)
             per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
             multiplies += conv.group_in * valid_columns * len(panel)
         per_tap_row *= _spill_factor(conv, segment.columns, len(panel), machine)
+        per_tap_row += blocks * segment.columns * len(panel) * BLOCK_SUM_INSTRUCTIONS / machine.instructions_per_cycle
         if conv.kernel_rows > 1:
             per_tap_row += KERNEL_ROW_CYCLES
         ends = ends_cycles(segment.columns * len(panel), machine, epilogue_cost, multiplies * conv.kernel_rows)
@@ -166,10 +172,11 @@ def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: 
     return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
 
 
-def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine) -> float:
+def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine, element: Element) -> float:
     """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
-    multiplies = columns * sum(1 / machine.fma_per_cycle_at(lanes) for lanes in panel)
-    loads = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in panel) + columns / machine.half_width_loads_per_cycle
+    multiplies = columns * sum(1 / machine.fma_per_cycle_at(lanes, element) for lanes in panel)
+    loads = sum(1 / machine.loads_per_cycle_at(lanes, element) for lanes in panel)
+    loads += columns / machine.half_width_loads_per_cycle
     instructions = columns * len(panel) + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
     entering = instructions / machine.instructions_per_cycle
     return max(multiplies, loads, entering, machine.fma_latency_cycles + CHAIN_CYCLES)
@@ -200,7 +207,7 @@ def _spare_lanewise(conv: Convolution, columns: int, machine: Machine) -> int:
 @lru_cache(maxsize=4096)
 def lanewise_cycles(conv: Convolution, columns: int, vectors: int, machine: Machine, epilogue_cost: int) -> float:
     """Cycles of a lanewise convolution in blocks of `columns` outputs × `vectors` vectors."""
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(conv.element)
     full, rest = divmod(conv.out_channels, lanes * vectors)
     cycles = full * _lanewise_group_cycles(conv, columns, (lanes,) * vectors, machine, epilogue_cost) if full else 0.0
     if rest:
@@ -212,8 +219,8 @@ def _lanewise_group_cycles(
     conv: Convolution, columns: int, widths: tuple[int, ...], machine: Machine, epilogue_cost: int
 ) -> float:
     row_uses, total = _row_uses(conv), 0.0
-    fma = sum(1 / machine.fma_per_cycle_at(lanes) for lanes in widths)
-    load = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in widths)
+    fma = sum(1 / machine.fma_per_cycle_at(lanes, conv.element) for lanes in widths)
+    load = sum(1 / machine.loads_per_cycle_at(lanes, conv.element) for lanes in widths)
     # Where several input channels make up one vector, each is loaded and put in place by itself.
     pieces = 1.0 if conv.group_out == 1 and conv.group_in == 1 else 2.0 * ceil_div(max(widths), conv.group_out)
     for segment, valid, distinct in _segments(conv, columns):
@@ -236,6 +243,9 @@ def _lanewise_group_cycles(
             # So large a part of accumulators and weights is kept in memory; the accumulators have to be stored again.
             stored = lacking / (accumulators + taps) * accumulators / (accumulators + taps)
             per_tap_row += stored * sum(valid) * len(widths) * conv.group_in / machine.stores_per_cycle
+        if conv.sums_in_blocks:
+            sums = accumulators * conv.group_in * (parts if conv.kernel[1] > conv.element.longest_sum else 1)
+            per_tap_row += sums * BLOCK_SUM_INSTRUCTIONS / machine.instructions_per_cycle
         ends = ends_cycles(segment.columns * len(widths), machine, epilogue_cost, multiplies)
         total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
     return total

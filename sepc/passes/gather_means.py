@@ -118,8 +118,8 @@ def _problems(graph: fx.GraphModule) -> tuple[Problem, ...]:
 
 def _computes_rows(problem: Problem, context: PassContext) -> bool:
     """Whether a region of its own computes each row in one task, from left to right."""
-    stage, lanes = problem.stage, context.machine_for(GatherMeans.name).vector_lanes
-    return isinstance(stage, Convolution) and stage.lanewise(lanes) and stage.kernel != (1, 1)
+    stage, machine = problem.stage, context.machine_for(GatherMeans.name)
+    return isinstance(stage, Convolution) and stage.lanewise(machine.lanes(stage.element)) and stage.kernel != (1, 1)
 
 
 def _times_us(problems: Sequence[Problem], pools: Sequence[fx.Node], context: PassContext) -> tuple[float, float]:

@@ -10,24 +10,25 @@ generated, so that border blocks simply do not contain the taps that fall outsid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
+from sepc.backends.stages.sums import Sum
 from sepc.backends.stages.vector import (
-    LINE_FLOATS,
-    Accumulator,
     Expr,
+    FloatArray,
     Index,
     Operand,
     broadcast,
-    constant,
+    element_bytes,
+    line_elements,
     prefetch,
     ramp,
 )
@@ -42,6 +43,7 @@ Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, colum
 # in bursts took 4 % of the time of ConvNeXt-T (114 MB of weights), 2 % of ResNet-50's and of MobileNetV2's.
 PREFETCH_BYTES = 8192
 
+Sums = list[list[Sum]]  # by column and vector
 Sink = Callable[[Position, Expr], None]  # takes a vector of finished channels at a position
 
 
@@ -65,7 +67,7 @@ class Panels:
         return self.count + bool(self.tail)
 
 
-def pack_weights(weight: NDArray[np.float32], convolution: Convolution, panel: tuple[int, ...]) -> NDArray[np.float32]:
+def pack_weights(weight: FloatArray, convolution: Convolution, panel: tuple[int, ...]) -> FloatArray:
     """`weight` [O, I/groups, KH, KW] as the flat array that the kernel reads."""
     panels = Panels.of(convolution, panel)
     grouped = weight.reshape(convolution.groups, convolution.group_out, *weight.shape[1:])
@@ -112,12 +114,12 @@ class WeightShare:
         elements = self.steps * sum(self.widths)
         if self.visit.pixels <= self.columns:
             elements_per_step = sum(self.widths)
-            first = self.panel + min(elements, PREFETCH_BYTES // 4)
+            first = self.panel + min(elements, PREFETCH_BYTES // element_bytes(weight))
         else:
             elements_per_pixel = ceil_div(elements, self.visit.pixels)
             elements_per_step = ceil_div(elements_per_pixel * self.columns, self.steps)
             first = self.panel + elements + (self.visit.first + start) * elements_per_pixel
-        for line in range(0, elements_per_step, LINE_FLOATS):
+        for line in range(0, elements_per_step, line_elements(weight)):
             prefetch(weight, first + step * elements_per_step + line)
 
 
@@ -283,52 +285,78 @@ class _Block:
         width = sum(self.panels.widths)
         lane_offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
         channel = self.group * conv.group_out + self.panel * width
-        registers = [[Accumulator(lanes) for lanes in self.widths] for _ in range(segment.columns)]
-        for lanes, offset, *column in zip(self.widths, lane_offsets, *registers, strict=True):
-            initial = constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(channel + offset, lanes)])
-            for register in column:
-                register.set(initial)
-        with row_taps(conv, self.image, self.row) as tap:
-            self._reduce(start, segment, registers, lane_offsets, tap)
-        for column_index, column in enumerate(registers):
-            for register, offset in zip(column, lane_offsets, strict=True):
-                stage.sink((*self.image, self.row, start + column_index, channel + offset), register.value)
+        sums = [[Sum(conv, lanes) for lanes in self.widths] for _ in range(segment.columns)]
+        for lanes, offset, *column in zip(self.widths, lane_offsets, *sums, strict=True):
+            initial = None if stage.bias is None else T.Bind(stage.bias[ramp(channel + offset, lanes)])
+            for one in column:
+                one.start(initial)
+        with row_taps(conv, self.image, self.row) as tap_row:
+            self._reduce(start, segment, sums, lane_offsets, tap_row)
+        for column_index, column in enumerate(sums):
+            for one, offset in zip(column, lane_offsets, strict=True):
+                stage.sink((*self.image, self.row, start + column_index, channel + offset), one.value)
 
     def _reduce(
+        self, start: Index, segment: ColumnSegment, sums: Sums, lane_offsets: list[int], tap_row: RowTap
+    ) -> None:
+        """Add the products of one kernel row, in blocks."""
+        conv, first = self.stage.convolution, 0
+        for columns, runs, channels in conv.row_sums:
+            taps = {tap: self._valid(segment, tap) for tap in range(first, first + columns)}
+            first += columns
+            if not any(taps.values()):
+                continue
+            full, rest = divmod(conv.group_in, channels)
+            assert runs == full + bool(rest)
+            with loop(full) as run:
+                for tap, valid in taps.items():
+                    self._add(start, valid, sums, lane_offsets, tap_row, tap, run * channels, channels)
+                for one in chain.from_iterable(sums):
+                    one.end_block()
+            if rest:
+                for tap, valid in taps.items():
+                    self._add(start, valid, sums, lane_offsets, tap_row, tap, full * channels, rest)
+                for one in chain.from_iterable(sums):
+                    one.end_block()
+
+    def _valid(self, segment: ColumnSegment, tap: int) -> list[int]:
+        """The columns of a block whose input at column `tap` of the kernel exists."""
+        conv, columns = self.stage.convolution, range(segment.columns)
+        return [one for one in columns if segment.interior or conv.column_valid(segment.start + one, tap)]
+
+    def _add(
         self,
         start: Index,
-        segment: ColumnSegment,
-        registers: list[list[Accumulator]],
+        valid: Sequence[int],
+        sums: Sums,
         lane_offsets: list[int],
         tap_row: RowTap,
+        tap: int,
+        first_channel: Index,
+        channels: int,
     ) -> None:
-        """Add the products of one kernel row to the registers."""
+        """Add the products of some input channels at one tap, for the `valid` columns."""
+        if not valid:
+            return
         stage, conv = self.stage, self.stage.convolution
         reduction = conv.taps * conv.group_in
         panel_base = (self.group * conv.group_out + self.panel * sum(self.panels.widths)) * reduction
         share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
-        for tap in range(conv.kernel[1]):
-            valid = [
-                index
-                for index in range(segment.columns)
-                if segment.interior or conv.column_valid(segment.start + index, tap)
-            ]
-            if not valid:
-                continue
-            with loop(conv.group_in) as channel:
-                step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
-                base = panel_base + step * sum(self.widths)
-                vectors = list(zip(lane_offsets, self.widths, strict=True))
-                if stage.factor is not None:
-                    first = (*self.image, self.row, channel)
-                    column = self.panel * sum(self.panels.widths)
-                    weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
-                else:
-                    weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
-                    share.prefetch(stage.weight, step, start)
-                for index in valid:
-                    in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
-                    in_channel = self.group * conv.group_in + channel
-                    value = stage.source.load((*tap_row.image, tap_row.row, in_column, in_channel))
-                    for register, weight in zip(registers[index], weights, strict=True):
-                        register.set(register.value + broadcast(value, register.lanes) * weight)
+        with loop(channels) as index:
+            channel = first_channel + index
+            step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
+            base = panel_base + step * sum(self.widths)
+            vectors = list(zip(lane_offsets, self.widths, strict=True))
+            if stage.factor is not None:
+                place = (*self.image, self.row, channel)
+                panel_column = self.panel * sum(self.panels.widths)
+                weights = [T.Bind(stage.factor.load((*place, panel_column + offset), n)) for offset, n in vectors]
+            else:
+                weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
+                share.prefetch(stage.weight, step, start)
+            for column in valid:
+                in_column = (start + column) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
+                in_channel = self.group * conv.group_in + channel
+                value = stage.source.load((*tap_row.image, tap_row.row, in_column, in_channel))
+                for one, weight in zip(sums[column], weights, strict=True):
+                    one.add(broadcast(value, one.lanes), weight)
