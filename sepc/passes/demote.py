@@ -57,6 +57,8 @@ class Demote:
         for node in list(graph_module.graph.nodes):
             if reason := run.visit(node):
                 context.note(self.name, node, f"stays float32: {reason}")
+        for node, narrow in run.replacements.items():
+            node.replace_all_uses_with(narrow)
         if run.count:
             message = f"{run.count} operators compute in float16"
             context.note(self.name, graph_module.graph.output_node(), message, taken=True)
@@ -75,7 +77,7 @@ class _Run:
     Attributes:
         declared: the types that the graph gave its values.
         narrow: the float16 form of values declared as float32. wide: their form in float32.
-        count: operators that are float16 now.
+        replacements: conversions to float16 of what is float16 now, and that. count: operators that are float16 now.
     """
 
     graph_module: fx.GraphModule
@@ -83,6 +85,7 @@ class _Run:
     context: PassContext
     narrow: dict[fx.Node, fx.Node] = field(default_factory=dict)
     wide: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    replacements: dict[fx.Node, fx.Node] = field(default_factory=dict)
     count: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class _Run:
         elif self._is_conversion(node, torch.float16, torch.float32):
             self.narrow[node], self.wide[node] = node.all_input_nodes[0], node
         elif self._is_conversion(node, torch.float32, torch.float16):
-            node.replace_all_uses_with(self._narrowed(node.all_input_nodes[0], node))
+            self.replacements[node] = self._narrowed(node.all_input_nodes[0], node)
         elif node.op != "output" and self.declared[node] == torch.float32 and self._follows(node):
             return self._demote(node)
         else:
