@@ -40,6 +40,11 @@ WINOGRAD_TAPS = 3
 """Rows and columns of the kernels that have a form by Winograd's algorithm."""
 
 
+LEAST_BLOCKS = 3
+"""Blocks of a long sum in float16, at least: LLVM 22 unrolls a loop over two, and spills registers inside (10 accesses to
+the stack per channel for 320→1280 in blocks of 13×2 vectors, 6 for 384→96 in blocks of 6×4; none with three)."""
+
+
 @dataclass(frozen=True)
 class ColumnSegment:
     """A run of output columns computed by one unrolled block of code, `repeat` times over.
@@ -176,7 +181,7 @@ class Convolution(_Stacked):
         """
         longest = self.element.longest_sum or self.taps * self.group_in
         if self.group_in > longest:
-            parts = ceil_div(self.group_in, longest)
+            parts = max(LEAST_BLOCKS, ceil_div(self.group_in, longest))
             return ((1, parts, ceil_div(self.group_in, parts)),) * self.kernel[1]
         together = min(self.kernel[1], longest // self.group_in)
         full, rest = divmod(self.kernel[1], together)
