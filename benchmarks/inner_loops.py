@@ -6,7 +6,8 @@
 LLVM's machine code analyser (`llvm-mca`, Debian: apt install llvm-19) simulates the loop with most products of
 each kernel, its data in the first-level cache, by LLVM's model of the core. The bound is what the same analyser says of
 these multiply-adds alone, without anything that they depend on. Models of several cores are one in LLVM: that of a
-Cortex-A57 stands for A72 and A76 as well. Vectors loaded from or stored to the stack in such a loop are counted: none
+Cortex-A57 stands for A72 and A76 as well. That has no arithmetic in float16: of loops in it, an A76's are judged by the
+model of a Neoverse N1, which is of the same pipelines (Arm's optimization guides of both). Vectors loaded from or stored to the stack in such a loop are counted: none
 should be. Products of halves need an eighth fewer multiply-adds than the layer has, which is not counted here.
 """
 
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,6 +36,8 @@ TARGETS: Final = {
     "float32": ("arm64:cortex-a72", "arm64:cortex-a76", "arm64:neoverse-n1"),
     "float16": ("arm64:cortex-a76", "arm64:neoverse-n1"),
 }
+MODELS_OF_CORES: Final = {("cortex-a76", "float16"): "neoverse-n1"}
+"""The core by whose model another one's loops are judged."""
 ARRANGEMENTS: Final = {"float32": "4s", "float16": "8h"}
 """How assembly calls full vectors of a type."""
 MODELS: Final = ("mobilenetv2_100", "fasternet_t0")
@@ -134,9 +138,11 @@ def _layer(module: nn.Module, shape: tuple[int, ...]) -> Layer:
 
 def measure(layer: Layer, target: str, dtype: ElementName = "float32") -> tuple[str, Found]:
     """The tiling of the layer's kernel, with a ReLU, and what the analyser says of its innermost loop."""
-    x = torch.randn(layer.shape)
+    # A model in the kernels' own type, so that no conversions are among the loops.
+    own = getattr(torch, dtype)
+    x = torch.randn(layer.shape, dtype=own)
     x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-    model = nn.Sequential(layer.module, nn.ReLU()).eval()
+    model = nn.Sequential(deepcopy(layer.module).to(own), nn.ReLU()).eval()
     compiled = sepc.compile(model, target=target, dtype=dtype, num_threads=1, example_inputs=(x,))
     region = max((one for one in compiled.regions if one.symbols), key=lambda one: one.flops)
     loops = list(innermost_loops(compiled.source(region, "asm")))
@@ -169,6 +175,7 @@ def analyse(body: Sequence[str], core: str, dtype: ElementName = "float32") -> F
     # Each multiply-add by itself, into one of as many registers as hide the latency.
     full = ARRANGEMENTS[dtype]
     alone = [f"fmla v{number % 30}.{full}, v30.{full}, v31.{full}" for number in range(_multiply_adds(body))]
+    core = MODELS_OF_CORES.get((core, dtype), core)
     stack = sum(STACK_VECTOR.match(line) is not None for line in body)
     return Found(len(alone), _cycles(body, core), _cycles(alone, core), stack)
 
