@@ -51,10 +51,14 @@ KERNEL_ROW_CYCLES: Final = 2.5
 # Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
 SPILL_FACTOR: Final = 2.3
 """How much slower a block runs whose registers do not suffice (960→320 on 49 pixels: 9×3 vectors 2.3, 6×4 2.5)."""
-UNROLLED_CHANNELS: Final = {True: 8, False: 12}
+UNROLLED_CHANNELS: Final = 8
 """Loops over at most so many input channels count as unrolled, several taps then sharing inputs in registers. Only 3
-channels were measured (slow) and 16 and more (not slow); the border between is a guess. On Arm (False: no operands from
-memory) 10 channels were seen to be unrolled, with 144 accesses to the stack."""
+channels were measured (slow) and 16 and more (not slow); the border between is a guess."""
+UNROLLED_INSTRUCTIONS: Final = 300
+"""The same on Arm: loops that have fewer instructions than that when they are unrolled, LLVM's own limit. Of 10 channels,
+blocks of 6×2 vectors are (240, 269 accesses to the stack), those of 8×2 are not (300, none)."""
+UNROLLED_OVERHEAD: Final = 4
+"""Instructions of the loop itself, of these."""
 SHARED_INPUTS: Final = {True: (20, 0.026), False: (6, 0.11)}
 """How many pairs of a column and a tap shared with its neighbour are free in such a loop, and by how much it slows down
 for each one more; where multiply-adds take operands from memory, and where they do not.
@@ -165,11 +169,19 @@ def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: 
         return SPILL_FACTOR
     overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
     free, factor = SHARED_INPUTS[machine.has_memory_operands]
-    if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS[machine.has_memory_operands]:
+    if columns == 1 or overlap <= 0 or not _unrolls(conv, columns, panel_vectors, machine):
         return 1.0
     lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
     shared = max(0, columns * overlap - free)
     return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
+
+
+def _unrolls(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> bool:
+    """Whether the loop over the input channels of a block counts as unrolled."""
+    if machine.has_memory_operands:
+        return conv.group_in <= UNROLLED_CHANNELS
+    instructions = columns * panel_vectors + columns + panel_vectors + UNROLLED_OVERHEAD
+    return conv.group_in * instructions < UNROLLED_INSTRUCTIONS
 
 
 def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine, element: Element) -> float:

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from sepc.errors import VerificationError
 from sepc.ir import ops
@@ -75,8 +76,9 @@ class _Run:
     """One run of the pass.
 
     Attributes:
-        declared: the types that the graph gave its values.
+        declared: the types that the graph gave its values. viewed: what each view looks at.
         narrow: the float16 form of values declared as float32. wide: their form in float32.
+        rounded: those of which float16 holds all there is.
         replacements: conversions to float16 of what is float16 now, and that. count: operators that are float16 now.
     """
 
@@ -85,11 +87,14 @@ class _Run:
     context: PassContext
     narrow: dict[fx.Node, fx.Node] = field(default_factory=dict)
     wide: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    rounded: set[fx.Node] = field(default_factory=set)
     replacements: dict[fx.Node, fx.Node] = field(default_factory=dict)
     count: int = 0
 
     def __post_init__(self) -> None:
-        self.declared = {node: _type(node) for node in self.graph_module.graph.nodes}
+        nodes = self.graph_module.graph.nodes
+        self.declared = {node: _type(node) for node in nodes}
+        self.viewed = {node: node.all_input_nodes[0] for node in nodes if is_view(node)}
 
     def visit(self, node: fx.Node) -> str:
         """Rewrite `node`, whose operands have been visited; returns why it stays in float32 where that is worth a note."""
@@ -97,6 +102,7 @@ class _Run:
             self.wide[node] = node
         elif self._is_conversion(node, torch.float16, torch.float32):
             self.narrow[node], self.wide[node] = node.all_input_nodes[0], node
+            self.rounded.add(node)
         elif self._is_conversion(node, torch.float32, torch.float16):
             self.replacements[node] = self._narrowed(node.all_input_nodes[0], node)
         elif node.op != "output" and self.declared[node] == torch.float32 and self._follows(node):
@@ -113,7 +119,7 @@ class _Run:
     def _follows(self, node: fx.Node) -> bool:
         """Whether `node` is for a stage of ours, or looks at what one has computed."""
         if is_view(node):
-            return node.all_input_nodes[0] not in self.wide
+            return node.all_input_nodes[0] in self.rounded
         types = (torch.float32, torch.float16)
         return padded_convolution(node, types) is not None or classify(node, types).kernel == "sepc"
 
@@ -130,6 +136,7 @@ class _Run:
             self.wide[node] = node
             return reason
         self.narrow[node] = node
+        self.rounded.add(node)
         self.count += not is_view(node)
         return ""
 
@@ -175,7 +182,13 @@ class _Run:
 
     def _widened(self, value: fx.Node, reader: fx.Node) -> fx.Node:
         if value not in self.wide:
-            self.wide[value] = self._build(value, reader).call(aten._to_copy.default, value, dtype=torch.float32)
+            build = self._build(value, reader)
+            if is_view(value) and isinstance(value.target, OpOverload):
+                # So that it has the strides, and shares the memory, that it has in eager.
+                source = self._widened(self.viewed[value], reader)
+                self.wide[value] = build.call(value.target, source, *value.args[1:], **value.kwargs)
+            else:
+                self.wide[value] = build.call(aten._to_copy.default, value, dtype=torch.float32)
         return self.wide[value]
 
     def _build(self, value: fx.Node, reader: fx.Node) -> Rewriter:
