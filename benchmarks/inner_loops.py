@@ -7,8 +7,9 @@ LLVM's machine code analyser (`llvm-mca`, Debian: apt install llvm-19) simulates
 each kernel, its data in the first-level cache, by LLVM's model of the core. The bound is what the same analyser says of
 these multiply-adds alone, without anything that they depend on. Models of several cores are one in LLVM: that of a
 Cortex-A57 stands for A72 and A76 as well. That has no arithmetic in float16: of loops in it, an A76's are judged by the
-model of a Neoverse N1, which is of the same pipelines (Arm's optimization guides of both). Vectors loaded from or stored to the stack in such a loop are counted: none
-should be. Products of halves need an eighth fewer multiply-adds than the layer has, which is not counted here.
+model of a Neoverse N1, which is of the same pipelines (Arm's optimization guides of both). Vectors loaded from or
+stored to the stack in such a loop are counted: none should be. Products of halves need an eighth fewer multiply-adds
+than the layer has, which is not counted here.
 """
 
 from __future__ import annotations

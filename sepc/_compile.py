@@ -67,8 +67,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
             is predicted faster; with a plan, made by `sepc.separate` for this model, layers are replaced first.
 
     Raises:
-        TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled. InputError: an input does not fit.
-        BuildError: TVM or the C compiler is missing or failed.
+        TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled.
+        InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed.
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")
@@ -118,8 +118,9 @@ def explain(
         optimize: "time" or "memory".
         verify_each: compare results before and after every pass.
     """
-    options = {"num_threads": num_threads, "optimize": optimize, "verify_each": verify_each}
-    compiled = compile(model, target=target, dtype=dtype, **options)
+    compiled = compile(
+        model, target=target, dtype=dtype, num_threads=num_threads, optimize=optimize, verify_each=verify_each
+    )
     return compiled.explain(*inputs)
 
 

@@ -66,7 +66,9 @@ class Arguments:
         """Add a tensor that the region reads, an input or a constant; returns its parameter name."""
         if node.op == "get_attr":
             return self.constant("constant", self.array(node).ravel())
-        self.parameters.append(Parameter(f"in_{len(self.values)}", storage_elements(extents, strides), ops.element(node).name))
+        self.parameters.append(
+            Parameter(f"in_{len(self.values)}", storage_elements(extents, strides), ops.element(node).name)
+        )
         self.values.append(self._index[node])
         return self.parameters[-1].name
 

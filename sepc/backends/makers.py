@@ -134,7 +134,9 @@ def _interleaved_maker(
         for (phase, block), name in zip(blocks, names, strict=True):
             conv, weights, finish = phase.convolution, frame.buffers[name], interleaving(stage, phase, sink.finish)
             if isinstance(block, LaneTiling):
-                stages.append(lanewise.LanewiseStage(conv, block, arguments.lanes(conv.element), read, weights, biases, finish))
+                stages.append(
+                    lanewise.LanewiseStage(conv, block, arguments.lanes(conv.element), read, weights, biases, finish)
+                )
             else:
                 stages.append(dense.DenseStage(conv, block, read, weights, biases, finish))
         return InterleavedStage(stages)

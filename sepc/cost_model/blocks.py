@@ -55,8 +55,8 @@ UNROLLED_CHANNELS: Final = 8
 """Loops over at most so many input channels count as unrolled, several taps then sharing inputs in registers. Only 3
 channels were measured (slow) and 16 and more (not slow); the border between is a guess."""
 UNROLLED_INSTRUCTIONS: Final = 300
-"""The same on Arm: loops that have fewer instructions than that when they are unrolled, LLVM's own limit. Of 10 channels,
-blocks of 6×2 vectors are (240, 269 accesses to the stack), those of 8×2 are not (300, none)."""
+"""The same on Arm: loops that have fewer instructions than that when they are unrolled, LLVM's own limit. Of 10
+channels, blocks of 6×2 vectors are (240, 269 accesses to the stack), those of 8×2 are not (300, none)."""
 UNROLLED_OVERHEAD: Final = 4
 """Instructions of the loop itself, of these."""
 SHARED_INPUTS: Final = {True: (20, 0.026), False: (6, 0.11)}
@@ -69,6 +69,12 @@ columns 1.25 times the multiply-adds' time, 12 columns 1.6.
 This and the next two follow the timings of some 25 blocks of two stems (3×3 and 7×7, stride 2, 3 input channels), to
 which they were fitted by hand: 7×7 with 3 to 5 columns 1.0 to 1.2 times the quickest, 9 columns 1.7, 14 columns 2.4.
 """
+UNSHARED_COLUMNS: Final = (5, 0.14)
+"""The same on Arm where taps share no inputs: columns that are free, and the slowdown for each one more. LLVM loads the
+inputs of several taps ahead, and keeps them on the stack: a Neoverse N1, 4×4 with stride 4 of 3 channels, takes 1.0
+times the multiply-adds' time with 5×3 and 5×4 vectors, 1.13 with 6×4, 1.4 with 8×3 (float16: 1.5)."""
+UNSHARED_VECTORS: Final = (3, 0.6)
+"""The vectors of a panel that hide this, and the slowdown for each that lacks: 1.3 to 1.6 with 4×2, 2.1 with 12×2."""
 SPARE_REGISTERS: Final = 5
 SPARE_REGISTER_FACTOR: Final = 0.05
 """Slowdown of such a loop per register that it lacks beside the spare ones (3×3: 13×2 vectors 1.2, 14×2 1.3)."""
@@ -169,11 +175,19 @@ def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: 
         return SPILL_FACTOR
     overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
     free, factor = SHARED_INPUTS[machine.has_memory_operands]
-    if columns == 1 or overlap <= 0 or not _unrolls(conv, columns, panel_vectors, machine):
+    if columns == 1 or conv.kernel[1] == 1 or not _unrolls(conv, columns, panel_vectors, machine):
         return 1.0
+    if overlap <= 0:
+        return 1.0 if machine.has_memory_operands else _unshared_factor(columns, panel_vectors)
     lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
     shared = max(0, columns * overlap - free)
     return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
+
+
+def _unshared_factor(columns: int, panel_vectors: int) -> float:
+    few, column_factor = UNSHARED_COLUMNS
+    several, vector_factor = UNSHARED_VECTORS
+    return 1 + column_factor * max(0, columns - few) + vector_factor * max(0, several - panel_vectors)
 
 
 def _unrolls(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> bool:

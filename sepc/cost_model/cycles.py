@@ -91,9 +91,7 @@ def _pooling_cycles(pool: Pooling, tiling: LaneTiling, machine: Machine, epilogu
     def group_cycles(vectors: int) -> float:
         # A maximum takes two instructions, one of them to keep NaNs.
         chain = machine.fma_latency_cycles * (2 if pool.maximum else 1)
-        position = max(
-            vectors / machine.loads_per_cycle, added * vectors / machine.fma_per_cycle, chain
-        )
+        position = max(vectors / machine.loads_per_cycle, added * vectors / machine.fma_per_cycle, chain)
         window = window_rows * pool.window_planes * (window_columns * position + REDUCTION_LOOP_CYCLES)
         return window + ends_cycles(vectors, machine, epilogue_cost + 1, math.inf)
 

@@ -1,7 +1,8 @@
 """Descriptions of the CPUs that sepc compiles for: vector units, memory levels and fixed overheads.
 
 A description is data: ``machines/<name>.toml``, each figure with its source in a comment. Units are part of every name.
-Vectors are counted in fp32 lanes where no type is given. A cycle is one of the core's clock, also for bandwidths of levels outside the core.
+Vectors are counted in fp32 lanes where no type is given. A cycle is one of the core's clock, also for bandwidths of
+levels outside the core.
 GPUs have descriptions of their own: `sepc.cost_model.gpu_machine`.
 """
 

@@ -90,7 +90,7 @@ def _only_converts(node: fx.Node) -> bool:
 
 
 def computes_in(node: fx.Node) -> Element:
-    """The type in which elementwise `node` is computed: of its result, or float32 where digits or range would be lost."""
+    """The type in which elementwise `node` is computed: of its result, or float32 where digits would be lost."""
     own = ops.element(node)
     numbers = [abs(one) for one in ops.arguments(node).values() if isinstance(one, int | float)]
     fit = own == FLOAT32 or all(one in (0, math.inf) or HALF_RANGE[0] <= one <= HALF_RANGE[1] for one in numbers)

@@ -176,7 +176,9 @@ def copy_problem(value: fx.Node, source_strides: Strides, result_strides: Stride
     spread = [
         spread_strides(range(len(shape)), strides, shape, len(shape)) for strides in (source_strides, result_strides)
     ]
-    return _merge(Problem(Map(shape, element=ops.element(value)), None, None, (), (), {value: spread[0]}, spread[1]), shape)
+    return _merge(
+        Problem(Map(shape, element=ops.element(value)), None, None, (), (), {value: spread[0]}, spread[1]), shape
+    )
 
 
 def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> tuple[int, ...]:

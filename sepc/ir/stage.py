@@ -41,8 +41,8 @@ WINOGRAD_TAPS = 3
 
 
 LEAST_BLOCKS = 3
-"""Blocks of a long sum in float16, at least: LLVM 22 unrolls a loop over two, and spills registers inside (10 accesses to
-the stack per channel for 320→1280 in blocks of 13×2 vectors, 6 for 384→96 in blocks of 6×4; none with three)."""
+"""Blocks of a long sum in float16, at least: LLVM 22 unrolls a loop over two, and spills registers inside (10 accesses
+to the stack per channel for 320→1280 in blocks of 13×2 vectors, 6 for 384→96 in blocks of 6×4; none with three)."""
 
 
 @dataclass(frozen=True)

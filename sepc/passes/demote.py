@@ -97,7 +97,7 @@ class _Run:
         self.viewed = {node: node.all_input_nodes[0] for node in nodes if is_view(node)}
 
     def visit(self, node: fx.Node) -> str:
-        """Rewrite `node`, whose operands have been visited; returns why it stays in float32 where that is worth a note."""
+        """Rewrite `node`, whose operands have been visited; returns why it stays in float32 where a note is due."""
         if node.op in ("placeholder", "get_attr"):
             self.wide[node] = node
         elif self._is_conversion(node, torch.float16, torch.float32):

@@ -7,8 +7,8 @@ Equation. mean over rows and columns = mean over rows of the means over columns,
     mean(v, [2, 3]) = mean(mean(v, [3]), [2])
 
 r computes v row by row, so it can add each vector to the mean of its row; the pooling then reads 1/W of v's bytes. It
-is done where the predicted time of the pooling so, and of r with the additions, is less than that of both as they are. The means over rows are
-float32, whatever v is.
+is done where the predicted time of the pooling so, and of r with the additions, is less than that of both as they are.
+The means over rows are float32, whatever v is.
 
 Preconditions. r is a chain, or a lanewise convolution with a window: those compute each row in one task (dense ones may
 split it, pointwise ones have no rows). Its value has the dimensions [N, C, H, W] with H > 1, and nobody concatenates
@@ -29,6 +29,7 @@ from typing import ClassVar
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from sepc.cost_model.search import choose
 from sepc.ir import ops, region
@@ -87,7 +88,7 @@ class GatherMeans:
             _round_mean(region.submodule(graph_module, pool), ops.dtype(value))
 
 
-def _summed_in_float32(value: fx.Node) -> dict[str, torch.dtype]:
+def _summed_in_float32(value: fx.Node) -> dict[str, Argument]:
     """How a mean of `value` comes to be float32, where it is not anyway."""
     return {} if ops.dtype(value) == torch.float32 else {"dtype": torch.float32}
 

@@ -5,8 +5,9 @@ operator, followed by a chain
 
     v₀ = anchor(x, …),   vᵢ₊₁ = fᵢ(vᵢ, operands…)
 
-in which each vᵢ (i < n) has fᵢ as its only user, each fᵢ is elementwise on float32 (or float16, see `demote`) and keeps the shape, and operands
-broadcast to it. A permute in the chain is allowed where an elementwise operator follows: it only relabels dimensions.
+in which each vᵢ (i < n) has fᵢ as its only user, each fᵢ is elementwise on float32 (or float16, where `demote` has been)
+and keeps the shape, and operands broadcast to it. A permute in the chain is allowed where an elementwise operator
+follows: it only relabels dimensions.
 No operand is read both before and after a permute, since a kernel walks through each in one order.
 
 Equation. Evaluating fₙ∘…∘f₁ on each vector of v₀ while it is in registers gives vₙ; v₀ … vₙ₋₁ are never stored.
@@ -266,9 +267,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
 
-def fuses(
-    node: fx.Node, chain: Sequence[fx.Node], barred: Collection[fx.Node], types: Types = STAGE_TYPES
-) -> bool:
+def fuses(node: fx.Node, chain: Sequence[fx.Node], barred: Collection[fx.Node], types: Types = STAGE_TYPES) -> bool:
     """Whether elementwise `node` can follow `chain` in registers.
 
     It must keep the shape of the chain's last value, and its other operands broadcast to that and are none of `barred`.

@@ -92,9 +92,6 @@ def test_what_has_no_stage_stays_float32_and_views_follow_what_they_view() -> No
     assert sorted(slices, key=str) == [torch.float16, torch.float32, torch.float32]
 
 
-
-
-
 @pytest.mark.parametrize(
     "function",
     [

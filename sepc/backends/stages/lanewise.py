@@ -166,24 +166,33 @@ class _Block:
             for one in row_of_sums:
                 one.start(initial)
         with row_taps(conv, self.image, self.row) as tap_row, loop(conv.group_in) as member:
-
-            def reduce(first: Index, count: int) -> None:
-                taps = _Taps(tap_row, member, first, count)
-                for row_of_sums, lanes, offset in zip(sums, self.widths, offsets, strict=True):
-                    self._reduce(start, segment, row_of_sums, self.channel + offset, lanes, taps)
-                if conv.kernel[1] > conv.element.longest_sum:
-                    end_blocks()
-
-            def end_blocks() -> None:
-                for one in chain.from_iterable(sums):
-                    one.end_block()
-
-            self._for_each_part(segment, reduce)
-            if conv.kernel[1] <= conv.element.longest_sum:
-                end_blocks()
+            self._reduce_row(start, segment, sums, tap_row, member)
         for row_of_sums, offset in zip(sums, offsets, strict=True):
             for index, one in enumerate(row_of_sums):
                 stage.sink((*self.image, self.row, start + index, self.channel + offset), one.value)
+
+    def _reduce_row(
+        self, start: Index, segment: ColumnSegment, sums: list[list[Sum]], tap_row: RowTap, member: Index
+    ) -> None:
+        """Add the products of one kernel row with input channel `member` of each group."""
+        conv, channel = self.stage.convolution, self.channel
+        long = conv.kernel[1] > conv.element.longest_sum
+
+        def end_blocks() -> None:
+            for one in chain.from_iterable(sums):
+                one.end_block()
+
+        def reduce(first: Index, count: int) -> None:
+            taps, offset = _Taps(tap_row, member, first, count), 0
+            for row_of_sums, lanes in zip(sums, self.widths, strict=True):
+                self._reduce(start, segment, row_of_sums, channel + offset, lanes, taps)
+                offset += lanes
+            if long:
+                end_blocks()
+
+        self._for_each_part(segment, reduce)
+        if not long:
+            end_blocks()
 
     def _prefetch_next_row(self, start: Index, segment: ColumnSegment) -> None:
         """Fetch the input row that the next output row is the first to read, as far as this block's columns read it.

@@ -2,8 +2,8 @@
 
 Each takes and returns a float32 expression of any number of lanes (`clamp`, `maximum` and `minimum` also of float16).
 Relative errors against float64, over the range where the result is a normal number: exp 3e-7, sigmoid 4e-7, silu 4e-7;
-absolute errors: tanh 2.4e-7, erf 2.6e-7, gelu 1e-6, gelu_tanh 1e-6. NaN propagates: every minimum and maximum has its constant first, which returns the other
-operand where that is NaN.
+absolute errors: tanh 2.4e-7, erf 2.6e-7, gelu 1e-6, gelu_tanh 1e-6. NaN propagates: every minimum and maximum has its
+constant first, which returns the other operand where that is NaN.
 
 exp(x) is 2^n · e^r with n the integer next to x / ln 2. Adding 1.5 · 2^23 rounds to it, and leaves n in the low bits
 of the sum, from where a shift moves it into the exponent; ln 2 is one float32, since a fused multiply-add rounds once:

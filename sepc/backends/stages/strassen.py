@@ -76,9 +76,7 @@ class StrassenStage(ProductStage[StrassenTiling]):
     """Emits a matrix product; each of the seven is of halves."""
 
     @staticmethod
-    def pack_weights(
-        weight: FloatArray, convolution: Convolution, tiling: StrassenTiling
-    ) -> NDArray[np.float32]:
+    def pack_weights(weight: FloatArray, convolution: Convolution, tiling: StrassenTiling) -> NDArray[np.float32]:
         """`weight` [O, I, 1, 1] as [panel][product][input channel][panel lane]."""
         matrix = weight.reshape(convolution.out_channels, convolution.in_channels).T.astype(np.float64)
         (b11, b12), (b21, b22) = (np.hsplit(rows, 2) for rows in np.vsplit(matrix, 2))

@@ -39,9 +39,7 @@ class WinogradStage(ProductStage[WinogradTiling]):
     """Emits a 3×3 convolution of stride 1; a pixel of a product is a tile."""
 
     @staticmethod
-    def pack_weights(
-        weight: FloatArray, convolution: Convolution, tiling: WinogradTiling
-    ) -> NDArray[np.float32]:
+    def pack_weights(weight: FloatArray, convolution: Convolution, tiling: WinogradTiling) -> NDArray[np.float32]:
         """`weight` [O, I, 3, 3] as [panel][position][input channel][panel lane]."""
         filters = transforms(tiling.outputs).filters
         factors = np.einsum("pr,oirc,qc->pqio", filters, weight.astype(np.float64), filters, optimize=True)
