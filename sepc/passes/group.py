@@ -5,8 +5,8 @@ operator, followed by a chain
 
     v₀ = anchor(x, …),   vᵢ₊₁ = fᵢ(vᵢ, operands…)
 
-in which each vᵢ (i < n) has fᵢ as its only user, each fᵢ is elementwise on float32 (or float16, where `demote` has been)
-and keeps the shape, and operands broadcast to it. A permute in the chain is allowed where an elementwise operator
+in which each vᵢ (i < n) has fᵢ as its only user, each fᵢ is elementwise on float32 (or float16, after `demote`) and
+keeps the shape, and operands broadcast to it. A permute in the chain is allowed where an elementwise operator
 follows: it only relabels dimensions.
 No operand is read both before and after a permute, since a kernel walks through each in one order.
 
