@@ -275,5 +275,5 @@ def test_an_arm_host_without_the_instructions_has_no_float16() -> None:
 
 
 def test_other_types_are_refused() -> None:
-    with pytest.raises(InputError, match='Kernels do not compute in \'bfloat16\'(.|\n)*"float32" or "float16"'):
+    with pytest.raises(InputError, match=r'Kernels do not compute in .bfloat16.(.|\n)*"float32" or "float16"'):
         Target.parse("arm64:cortex-a76").computing_in(torch.bfloat16)
