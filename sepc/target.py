@@ -74,6 +74,10 @@ class Target:
         """Every accepted name."""
         return ("native", *(name for family in FAMILIES for name in family.names))
 
+    def with_machine(self, machine: Machine) -> Target:
+        """The same target with other figures for the cost model, such as `sepc.calibrate` measures on a device."""
+        return replace(self, machine=machine)
+
     @property
     def text(self) -> str:
         """The name, with LLVM's name of the core where it does not say that."""

@@ -6,11 +6,12 @@ from below; the slowest bound counts. Blocks and kernel-row loops add what setti
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.tiling import DenseTiling, unrolled_taps
+from sepc.cost_model.tiling import DenseTiling, RegisterBlock, unrolled_taps
 from sepc.ir.element import Element
 from sepc.ir.stage import ColumnSegment, Convolution, Stage, ceil_div, split_lanes
 
@@ -135,50 +136,47 @@ def _segments(conv: Convolution, columns: int) -> tuple[tuple[ColumnSegment, tup
 
 
 @lru_cache(maxsize=4096)
-def dense_cycles(
-    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
-) -> float:
-    """Cycles of a dense convolution in blocks of `columns × panel`, all panels, rows and images."""
-    width = sum(panel)
-    full, rest = divmod(conv.group_out, width)
-    cycles = full * _dense_panel_cycles(conv, columns, panel, machine, epilogue_cost) if full else 0.0
+def dense_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float) -> float:
+    """Cycles of a dense convolution in blocks of that kind, all panels, rows and images."""
+    full, rest = divmod(conv.group_out, sum(block.panel))
+    cycles = full * _dense_panel_cycles(conv, block, machine, epilogue_cost) if full else 0.0
     if rest:
-        cycles += _dense_panel_cycles(conv, columns, split_lanes(rest, max(panel)), machine, epilogue_cost)
+        tail = replace(block, panel=split_lanes(rest, max(block.panel)))
+        cycles += _dense_panel_cycles(conv, tail, machine, epilogue_cost)
     return cycles * conv.images * conv.groups
 
 
-def _dense_panel_cycles(
-    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
-) -> float:
+def _dense_panel_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float) -> float:
     row_uses, total = _row_uses(conv), 0.0
-    blocks = sum(runs for _, runs, _ in conv.row_sums) if conv.sums_in_blocks else 0
-    for segment, valid, _ in _segments(conv, columns):
+    sums = sum(runs for _, runs, _ in conv.row_sums) if conv.sums_in_blocks else 0
+    for segment, valid, _ in _segments(conv, block.columns):
         per_tap_row, multiplies = 0.0, 0.0
         for valid_columns in valid:
-            iteration = _dense_iteration_cycles(valid_columns, panel, machine, conv.element)
-            per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
-            multiplies += conv.group_in * valid_columns * len(panel)
-        per_tap_row *= _spill_factor(conv, segment.columns, len(panel), machine)
-        per_tap_row += blocks * segment.columns * len(panel) * BLOCK_SUM_INSTRUCTIONS / machine.instructions_per_cycle
+            used = replace(block, columns=valid_columns)
+            per_tap_row += conv.group_in * _dense_iteration_cycles(used, machine, conv.element) + REDUCTION_LOOP_CYCLES
+            multiplies += conv.group_in * used.accumulators
+        own = replace(block, columns=segment.columns)
+        per_tap_row *= _spill_factor(conv, own, machine)
+        per_tap_row += sums * own.vectors * BLOCK_SUM_INSTRUCTIONS / machine.instructions_per_cycle
         if conv.kernel_rows > 1:
             per_tap_row += KERNEL_ROW_CYCLES
-        ends = ends_cycles(segment.columns * len(panel), machine, epilogue_cost, multiplies * conv.kernel_rows)
+        ends = ends_cycles(own.vectors, machine, epilogue_cost, multiplies * conv.kernel_rows)
         total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
     return total
 
 
-def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> float:
+def _spill_factor(conv: Convolution, block: RegisterBlock, machine: Machine) -> float:
     """How much slower a block runs whose registers do not suffice for accumulators, weights and inputs."""
-    registers = columns * panel_vectors + panel_vectors + 1
+    columns, registers = block.columns, block.registers
     spare = 0 if machine.has_memory_operands else TIGHT_REGISTERS
     if registers + spare > machine.vector_registers:
         return SPILL_FACTOR
     overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
     free, factor = SHARED_INPUTS[machine.has_memory_operands]
-    if columns == 1 or conv.kernel[1] == 1 or not _unrolls(conv, columns, panel_vectors, machine):
+    if columns == 1 or conv.kernel[1] == 1 or not _unrolls(conv, block, machine):
         return 1.0
     if overlap <= 0:
-        return 1.0 if machine.has_memory_operands else _unshared_factor(columns, panel_vectors)
+        return 1.0 if machine.has_memory_operands else _unshared_factor(columns, len(block.panel))
     lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
     shared = max(0, columns * overlap - free)
     return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
@@ -190,22 +188,27 @@ def _unshared_factor(columns: int, panel_vectors: int) -> float:
     return 1 + column_factor * max(0, columns - few) + vector_factor * max(0, several - panel_vectors)
 
 
-def _unrolls(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> bool:
+def _unrolls(conv: Convolution, block: RegisterBlock, machine: Machine) -> bool:
     """Whether the loop over the input channels of a block counts as unrolled."""
     if machine.has_memory_operands:
         return conv.group_in <= UNROLLED_CHANNELS
-    instructions = columns * panel_vectors + columns + panel_vectors + UNROLLED_OVERHEAD
+    instructions = block.accumulators + block.columns + len(block.panel) + UNROLLED_OVERHEAD
     return conv.group_in * instructions < UNROLLED_INSTRUCTIONS
 
 
-def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine, element: Element) -> float:
+@lru_cache(maxsize=4096)
+def _dense_iteration_cycles(block: RegisterBlock, machine: Machine, element: Element) -> float:
     """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
-    multiplies = columns * sum(1 / machine.fma_per_cycle_at(lanes, element) for lanes in panel)
+    columns, panel = block.columns, block.panel
+    groups = [(lanes, group) for lanes in panel for group in block.column_groups(lanes)]
+    multiplies = sum(1 / machine.fma_per_cycle_at(lanes * len(group), element) for lanes, group in groups)
     loads = sum(1 / machine.loads_per_cycle_at(lanes, element) for lanes in panel)
     loads += columns / machine.half_width_loads_per_cycle
-    instructions = columns * len(panel) + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
+    selects = block.vectors - len(groups)
+    instructions = len(groups) + selects + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
+    selecting = selects / machine.selects_per_cycle if selects else 0.0
     entering = instructions / machine.instructions_per_cycle
-    return max(multiplies, loads, entering, machine.fma_latency_cycles + CHAIN_CYCLES)
+    return max(multiplies, loads, selecting, entering, machine.fma_latency_cycles + CHAIN_CYCLES)
 
 
 def _exposed(multiplies: float) -> float:
@@ -285,5 +288,4 @@ def unrolls_tight_blocks(stage: Stage, tiling: DenseTiling, machine: Machine) ->
 
 def is_tight(tiling: DenseTiling, machine: Machine) -> bool:
     """Whether accumulators, weights and an input leave fewer than `TIGHT_REGISTERS` vector registers."""
-    registers = tiling.columns * len(tiling.panel) + len(tiling.panel) + 1
-    return registers + TIGHT_REGISTERS > machine.vector_registers
+    return tiling.block.registers + TIGHT_REGISTERS > machine.vector_registers

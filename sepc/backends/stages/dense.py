@@ -10,29 +10,18 @@ generated, so that border blocks simply do not contain the taps that fall outsid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
-from sepc.backends.stages.sums import Sum
-from sepc.backends.stages.vector import (
-    Expr,
-    FloatArray,
-    Index,
-    Operand,
-    broadcast,
-    element_bytes,
-    line_elements,
-    prefetch,
-    ramp,
-)
-from sepc.cost_model.tiling import DenseTiling
+from sepc.backends.stages.registers import Registers
+from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, element_bytes, line_elements, prefetch, ramp
+from sepc.cost_model.tiling import DenseTiling, RegisterBlock
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
 Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, column, first channel
@@ -43,7 +32,6 @@ Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, colum
 # in bursts took 4 % of the time of ConvNeXt-T (114 MB of weights), 2 % of ResNet-50's and of MobileNetV2's.
 PREFETCH_BYTES = 8192
 
-Sums = list[list[Sum]]  # by column and vector
 Sink = Callable[[Position, Expr], None]  # takes a vector of finished channels at a position
 
 
@@ -175,6 +163,7 @@ class DenseStage:
         convolution: the problem. tiling: its blocking.
         source: input over (batch, row, column, channel). weight: packed weights, flat.
         bias: flat buffer of output channels, or None. sink: what becomes of finished vectors.
+        one: `Frame.one`.
         turn_rows: how many rows `emit_rows` is asked for at a time, about.
         factor: instead of packed weights, a tensor over (batch, row, input channel, output channel).
     """
@@ -185,6 +174,7 @@ class DenseStage:
     weight: Expr
     bias: Expr | None
     sink: Sink
+    one: Expr
     turn_rows: int = 1
     factor: Operand | None = None
 
@@ -282,81 +272,79 @@ class _Block:
     def emit(self, start: Index, segment: ColumnSegment) -> None:
         """Compute the block whose first column is `start` and hand each finished vector to the sink."""
         stage, conv = self.stage, self.stage.convolution
-        width = sum(self.panels.widths)
-        lane_offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
-        channel = self.group * conv.group_out + self.panel * width
-        sums = [[Sum(conv, lanes) for lanes in self.widths] for _ in range(segment.columns)]
-        for lanes, offset, *column in zip(self.widths, lane_offsets, *sums, strict=True):
-            initial = None if stage.bias is None else T.Bind(stage.bias[ramp(channel + offset, lanes)])
-            for one in column:
-                one.start(initial)
-        with row_taps(conv, self.image, self.row) as tap_row:
-            self._reduce(start, segment, sums, lane_offsets, tap_row)
-        for column_index, column in enumerate(sums):
-            for one, offset in zip(column, lane_offsets, strict=True):
-                stage.sink((*self.image, self.row, start + column_index, channel + offset), one.value)
+        channel = self.group * conv.group_out + self.panel * sum(self.panels.widths)
+        registers = Registers(RegisterBlock(segment.columns, self.widths, stage.tiling.paired), conv, stage.one)
+        vectors = list(zip(registers.offsets, self.widths, strict=True))
+        bias = stage.bias
+        registers.start(None if bias is None else [T.Bind(bias[ramp(channel + offset, n)]) for offset, n in vectors])
+        with row_taps(conv, self.image, self.row) as tap:
+            self._reduce(start, segment, registers, tap)
+        for column, offset, value in registers.results():
+            stage.sink((*self.image, self.row, start + column, channel + offset), value)
 
-    def _reduce(
-        self, start: Index, segment: ColumnSegment, sums: Sums, lane_offsets: list[int], tap_row: RowTap
-    ) -> None:
-        """Add the products of one kernel row, in blocks."""
+    def _reduce(self, start: Index, segment: ColumnSegment, registers: Registers, tap_row: RowTap) -> None:
+        """Add the products of one kernel row to the registers, in blocks that can be added up in their type."""
         conv, first = self.stage.convolution, 0
-        for columns, runs, channels in conv.row_sums:
-            taps = {tap: self._valid(segment, tap) for tap in range(first, first + columns)}
+        for columns, _, channels in conv.row_sums:
+            valid = {tap: self._valid(segment, tap) for tap in range(first, first + columns)}
             first += columns
-            if not any(taps.values()):
+            if not any(any(of_tap) for of_tap in valid.values()):
                 continue
             full, rest = divmod(conv.group_in, channels)
-            assert runs == full + bool(rest)
             with loop(full) as run:
-                for tap, valid in taps.items():
-                    self._add(start, valid, sums, lane_offsets, tap_row, tap, run * channels, channels)
-                for one in chain.from_iterable(sums):
-                    one.end_block()
+                self._add(start, valid, registers, tap_row, run * channels, channels)
             if rest:
-                for tap, valid in taps.items():
-                    self._add(start, valid, sums, lane_offsets, tap_row, tap, full * channels, rest)
-                for one in chain.from_iterable(sums):
-                    one.end_block()
+                self._add(start, valid, registers, tap_row, full * channels, rest)
 
-    def _valid(self, segment: ColumnSegment, tap: int) -> list[int]:
-        """The columns of a block whose input at column `tap` of the kernel exists."""
+    def _valid(self, segment: ColumnSegment, tap: int) -> list[bool]:
+        """For each column of a block, whether its input at column `tap` of the kernel exists."""
         conv, columns = self.stage.convolution, range(segment.columns)
-        return [one for one in columns if segment.interior or conv.column_valid(segment.start + one, tap)]
+        return [segment.interior or conv.column_valid(segment.start + column, tap) for column in columns]
 
     def _add(
         self,
         start: Index,
-        valid: Sequence[int],
-        sums: Sums,
-        lane_offsets: list[int],
+        valid: dict[int, list[bool]],
+        registers: Registers,
         tap_row: RowTap,
-        tap: int,
-        first_channel: Index,
+        first: Index,
         channels: int,
     ) -> None:
-        """Add the products of some input channels at one tap, for the `valid` columns."""
-        if not valid:
-            return
-        stage, conv = self.stage, self.stage.convolution
+        """Add the products of input channels from `first` on at some taps, for the columns `valid` at each."""
+        conv = self.stage.convolution
+        # The first step of all is no part of the loop: there, the bias needs no copies of its own.
+        apart = conv.taps == 1 and not conv.sums_in_blocks
+        for tap, of_tap in valid.items():
+            if not any(of_tap):
+                continue
+            if apart:
+                self._step(start, of_tap, registers, tap_row, tap, 0)
+            if channels > apart:
+                with T.serial(1, channels) if apart else loop(channels) as channel:
+                    self._step(start, of_tap, registers, tap_row, tap, first + channel)
+        registers.end_block()
+
+    def _step(
+        self, start: Index, valid: list[bool], registers: Registers, tap_row: RowTap, tap: int, channel: Index
+    ) -> None:
+        """Add the products of one tap and one input channel of the group; only `valid` columns have that tap."""
+        stage, conv, panel = self.stage, self.stage.convolution, sum(self.panels.widths)
         reduction = conv.taps * conv.group_in
-        panel_base = (self.group * conv.group_out + self.panel * sum(self.panels.widths)) * reduction
-        share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
-        with loop(channels) as index:
-            channel = first_channel + index
-            step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
+        panel_base = (self.group * conv.group_out + self.panel * panel) * reduction
+        step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
+        vectors = list(zip(registers.offsets, self.widths, strict=True))
+        if stage.factor is not None:
+            first, column = (*self.image, self.row, channel), self.panel * panel
+            weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
+        else:
             base = panel_base + step * sum(self.widths)
-            vectors = list(zip(lane_offsets, self.widths, strict=True))
-            if stage.factor is not None:
-                place = (*self.image, self.row, channel)
-                panel_column = self.panel * sum(self.panels.widths)
-                weights = [T.Bind(stage.factor.load((*place, panel_column + offset), n)) for offset, n in vectors]
-            else:
-                weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
-                share.prefetch(stage.weight, step, start)
-            for column in valid:
-                in_column = (start + column) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
-                in_channel = self.group * conv.group_in + channel
-                value = stage.source.load((*tap_row.image, tap_row.row, in_column, in_channel))
-                for one, weight in zip(sums[column], weights, strict=True):
-                    one.add(broadcast(value, one.lanes), weight)
+            weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
+            share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
+            share.prefetch(stage.weight, step, start)
+        inputs: list[Expr | None] = []
+        for index, is_valid in enumerate(valid):
+            in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
+            in_channel = self.group * conv.group_in + channel
+            position = (*tap_row.image, tap_row.row, in_column, in_channel)
+            inputs.append(stage.source.load(position) if is_valid else None)
+        registers.multiply_add(inputs, weights)
