@@ -26,6 +26,7 @@ import sepc
 from benchmarks import models
 from benchmarks.compare import RESULTS
 from sepc.bundle import emulation
+from sepc.c_compiler import cross_compiler, run_compiler
 from sepc.ir.element import ELEMENTS, ElementName
 
 SIZES: Final = {"mobilenetv2_100": 224, "efficientnet_lite0": 224, "convnext_tiny": 96, "fasternet_t0": 224}
@@ -89,8 +90,8 @@ def measure(name: str, size: int, target: str, dtype: ElementName) -> Row:
 def run(bundle: Path, target: sepc.Target, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     """What the program of the exported `bundle` gives for `inputs`, under emulation."""
     sources = ["main.c", f"{NAME}.c", "weights.S", "kernels.o"]
-    build = [emulation.compiler(target), "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-I.", "-o", NAME, *sources]
-    subprocess.run([*build, "-lm"], cwd=bundle, check=True)
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-static", "-I.", "-o", NAME]
+    run_compiler([cross_compiler(target), *flags, *sources, "-lm"], bundle)
     names = [f"input{index}" for index in range(len(inputs))]
     for one, tensor in zip(names, inputs, strict=True):
         (bundle / one).write_bytes(tensor.numpy().tobytes())
