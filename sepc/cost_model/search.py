@@ -14,12 +14,12 @@ from typing import Final
 from sepc.cost_model.blocks import is_tight
 from sepc.cost_model.cycles import compute_cycles
 from sepc.cost_model.latency import Cost, predict
-from sepc.cost_model.loops import FP32_BYTES
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import (
     DenseTiling,
     LaneTiling,
     ProductTiling,
+    RegisterBlock,
     RowTiling,
     StrassenTiling,
     Tiling,
@@ -156,12 +156,13 @@ def _kinds_of_blocks(stage: Stage, machine: Machine, mixing: Mixing) -> list[lis
 
 def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
     """Tilings that differ in what is held in registers; each has the largest tasks."""
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(stage.element)
     match stage:
         case Convolution() if stage.lanewise(lanes):
             return list(_lanewise_blocks(stage, machine))
         case Convolution():
-            return list(_dense_blocks(stage, machine))
+            paired = machine.selects_per_cycle > 0 and stage.group_out % lanes > 0
+            return list(_dense_blocks(stage, machine, paired))
         case Pooling():
             most = min(MOST_LANEWISE_VECTORS, max(1, ceil_div(stage.channels, lanes)))
             return [
@@ -177,33 +178,33 @@ def product_blocks(product: Convolution, machine: Machine) -> list[DenseTiling]:
 
     None where fewer channels than a vector has lanes are all that sums and transforms work on.
     """
-    if min(product.in_channels, product.out_channels) < machine.vector_lanes:
+    if min(product.in_channels, product.out_channels) < machine.lanes(product.element):
         return []
     return [block for block in _dense_blocks(product, machine) if not is_tight(block, machine)]
 
 
-def _dense_blocks(conv: Convolution, machine: Machine) -> Iterator[DenseTiling]:
-    lanes = machine.vector_lanes
+def _dense_blocks(conv: Convolution, machine: Machine, paired: bool = False) -> Iterator[DenseTiling]:
+    lanes = machine.lanes(conv.element)
     panels = [(lanes,) * count for count in range(1, MOST_PANEL_VECTORS + 1) if lanes * count <= conv.group_out]
     if conv.group_out < lanes * MOST_PANEL_VECTORS:
         exact = split_lanes(conv.group_out, lanes)
         if exact not in panels:
             panels.append(exact)
     for panel in panels:
-        # Accumulators, a weight per vector of the panel, one broadcast input.
-        most_columns = (machine.vector_registers - 1 - len(panel)) // len(panel)
         panel_count = ceil_div(conv.group_out, sum(panel))
-        for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):
+        for columns in range(1, max(1, conv.out_width) + 1):
+            if RegisterBlock(columns, panel, paired).registers > machine.vector_registers:
+                break
             repeat = max(segment.repeat for segment in conv.column_segments(columns))
-            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count)
+            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, paired)
 
 
 def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(conv.element)
     for vectors in range(1, min(MOST_LANEWISE_VECTORS, max(1, ceil_div(conv.out_channels, lanes))) + 1):
         # Accumulators, and at least one weight and one input.
         most_columns = (machine.vector_registers - 2) // vectors
-        line_vectors = machine.levels[0].line_bytes // (lanes * FP32_BYTES)
+        line_vectors = machine.levels[0].line_bytes // (lanes * conv.element.size_bytes)
         for turns in {1, max(1, line_vectors // vectors)}:
             groups = ceil_div(conv.out_channels, lanes * vectors * turns)
             for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):
@@ -242,7 +243,7 @@ def _dense_task_sizes(block: DenseTiling, threads: int) -> Iterator[DenseTiling]
             # Rows are cut before columns are: part of a row only where a task has but one.
             parts = _even_parts(block.blocks, threads) if rows == 1 else (block.blocks,)
             for blocks in parts:
-                yield DenseTiling(block.columns, block.panel, rows, blocks, panels)
+                yield replace(block, rows=rows, blocks=blocks, panels=panels)
 
 
 def _even_parts(extent: int, threads: int) -> Iterable[int]:

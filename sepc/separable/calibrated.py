@@ -25,7 +25,7 @@ from sepc.separable.forms import FORMS
 from sepc.separable.layers import DenseLayer
 from sepc.separable.plan import Replacement
 from sepc.separable.statistics import Sampler, Statistics
-from sepc.separable.twins import Twins
+from sepc.separable.twins import Pair, Twins
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,6 @@ def walk(
     """Give `visit` the moments of each layer in turn; what it returns takes the layer's place for those that follow."""
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        twins.forget()
         found = visit(layer, gather(twins, layer, generator))
         if found is not None:
             twins.replace(layer.node, found.build(layer.geometry))
@@ -102,22 +101,20 @@ def walk(
 
 def gather(twins: Twins, layer: DenseLayer, generator: torch.Generator) -> Statistics:
     """The moments of what `layer` reads in the second network, and of what it should give there."""
-    inputs, targets = twins.second(layer.conv.input), _targets(twins, layer)
-    sampler = Sampler(layer.geometry, sum(map(len, inputs)), layer.image_size, generator)
-    for batch, (plus, minus) in zip(inputs, targets, strict=True):
+    sampler = Sampler(layer.geometry, twins.images, layer.image_size, generator)
+    for pair in twins:
         places = sampler.places()
-        wanted = [_at(values, places) for values in plus]
-        sampler.add(batch, sum(wanted[1:], start=wanted[0]) - sum(_at(values, places) for values in minus), places)
+        sampler.add(pair.second(layer.conv.input), _target(pair, layer, places), places)
     return sampler.statistics()
 
 
-def _targets(twins: Twins, layer: DenseLayer) -> list[tuple[list[torch.Tensor], list[torch.Tensor]]]:
-    """What to add and what to subtract, for each batch."""
-    results = twins.first(layer.result)
+def _target(pair: Pair, layer: DenseLayer, places: torch.Tensor) -> torch.Tensor:
+    """What `layer` should give at `places`."""
+    result = _at(pair.first(layer.result), places)
     if layer.skip is None:
-        return [([result], []) for result in results]
-    skips = zip(results, twins.first(layer.skip), twins.second(layer.skip), strict=True)
-    return [([result, skip], [own]) if skip is not own else ([result], []) for result, skip, own in skips]
+        return result
+    skip, own = pair.first(layer.skip), pair.second(layer.skip)
+    return result if skip is own else result + _at(skip, places) - _at(own, places)
 
 
 def _at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final
@@ -17,7 +17,7 @@ from sepc.separable.forms import FORMS
 from sepc.separable.geometry import Geometry
 from sepc.separable.layers import module_at
 
-FORMAT: Final = "sepc-plan-1"
+FORMAT: Final = "sepc-plan-2"
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,41 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Plan:
-    """Replacements by the names of the modules whose place they take; the others stay."""
+    """What makes a separated model of the original.
+
+    Attributes:
+        layers: replacements by the names of the modules whose place they take; the others stay.
+        weights: parameters of those others that were trained since, by name.
+    """
 
     layers: Mapping[str, Replacement] = field(default_factory=dict)
+    weights: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def apply(self, model: nn.Module) -> nn.Module:
         """A copy of `model` with these layers replaced; raises InputError where they do not fit it."""
         result = copy.deepcopy(model)
         for path, replacement in self.layers.items():
             replace_module(result, path, replacement)
+        own = dict(result.named_parameters())
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                if name not in own or own[name].shape != value.shape:
+                    why = f"it has no parameter of shape {tuple(value.shape)} there"
+                    fix = "apply the plan to the model that it was made for"
+                    raise InputError("The plan does not fit the model", where=name, why=why, fix=fix)
+                own[name].copy_(value)
         return result
+
+    def with_weights(self, parameters: Mapping[str, torch.Tensor]) -> Plan:
+        """The plan whose model has these parameters: all that the model of this one has, by name."""
+        rest = dict(parameters)
+        layers = {path: _with_weights(path, one, rest) for path, one in self.layers.items()}
+        return Plan(layers, rest)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file."""
         rows = {name: _fields(one) for name, one in self.layers.items()}
-        torch.save({"format": FORMAT, "layers": rows}, path)
+        torch.save({"format": FORMAT, "layers": rows, "weights": dict(self.weights)}, path)
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -67,7 +87,8 @@ class Plan:
             content = torch.load(path, map_location="cpu", weights_only=True)
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-            return Plan({name: Replacement(**row) for name, row in content["layers"].items()})
+            layers = {name: Replacement(**row) for name, row in content["layers"].items()}
+            return Plan(layers, dict(content["weights"]))
         except FileNotFoundError:
             raise
         except _UNREADABLE as error:
@@ -84,6 +105,13 @@ _UNREADABLE: Final = (
 def _fields(replacement: Replacement) -> dict[str, Any]:
     names = ("form", "rank", "factors", "bias", "error")
     return {name: getattr(replacement, name) for name in names}
+
+
+def _with_weights(path: str, replacement: Replacement, parameters: dict[str, torch.Tensor]) -> Replacement:
+    """`replacement` with the parameters of its layers, which are taken out of `parameters`."""
+    factors = tuple(parameters.pop(f"{path}.{index}.weight") for index in range(len(replacement.factors)))
+    bias = parameters.pop(f"{path}.{len(factors) - 1}.bias", None)
+    return replace(replacement, factors=factors, bias=bias)
 
 
 def replace_module(model: nn.Module, path: str, replacement: Replacement) -> None:

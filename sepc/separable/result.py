@@ -46,6 +46,7 @@ class Separation:
         predicted_us: time of the whole model on the target, before and after.
         measured_us: the same as measured here, compiled by sepc; None where the target does not run here.
         reason: why nothing was replaced; empty if something was.
+        distilled: what distillation did, in words; empty if there was none.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Separation:
     predicted_us: tuple[float, float]
     measured_us: tuple[float, float] | None
     reason: str = ""
+    distilled: str = ""
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
@@ -76,6 +78,8 @@ class Separation:
             lines.append(f"Nothing was replaced: {self.reason}.")
         if not math.isnan(self.error):
             lines.append(f"Relative error of the results on the calibration data: {self.error:.4f}.")
+        if self.distilled:
+            lines.append(f"Distilled in {self.distilled}.")
         lines.append(f"Predicted for the whole model: {_times(self.predicted_us)}.")
         if self.measured_us is not None:
             lines.append(f"Measured for the whole model: {_times(self.measured_us)}.")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import fx, nn
 
-from sepc.errors import InputError
 from sepc.frontend.export import capture
 from sepc.ir.ops import shape
 from sepc.passes.canonicalize import Canonicalize
@@ -23,46 +22,37 @@ from sepc.separable.calibrated import Option, fit_in_turn, fit_weights
 from sepc.separable.forms import FORMS
 from sepc.separable.layers import DenseLayer, find_layers
 from sepc.separable.plan import Plan
-from sepc.separable.twins import Twins
+from sepc.separable.twins import KEPT_BYTES, Twins
+from sepc.separation.data import Inputs, Source, held_out, results_of, training_batches
+from sepc.separation.distill import Distillation, distill
 from sepc.target import Target
 
 AS_IT_WAS: Final = Option("as it was", 0)
-BATCH: Final = 64
 
 Choice = Allocation[str, Option]
 
 
-def in_batches(calibration: torch.Tensor | Iterable[Any] | None, size: int) -> list[torch.Tensor]:
-    """The calibration inputs in batches of one size."""
-    if calibration is None:
-        return []
-    found: list[torch.Tensor] = []
-    for batch in [calibration] if isinstance(calibration, torch.Tensor) else calibration:
-        one = batch[0] if isinstance(batch, list | tuple) and batch else batch
-        if not isinstance(one, torch.Tensor) or one.dim() < 2:
-            why = f"there is a {type(one).__name__}"
-            raise InputError("Calibration data must be batches of tensors", where="calibration", why=why)
-        found.append(one.detach())
-        if sum(map(len, found)) >= size:
-            break
-    if not sum(map(len, found)):
-        raise InputError("There is no calibration data", where="calibration", why="it is empty")
-    every = torch.cat(found)[:size]
-    return list(torch.split(every[: max(len(every) // BATCH * BATCH, min(len(every), BATCH))], BATCH))
-
-
 @dataclass(frozen=True)
 class Job:
-    """What is separated, and for what; and what follows from that."""
+    """What is separated, and for what; and what follows from that.
+
+    Attributes:
+        model: in evaluation mode. batches: that layers are fitted to. example: arguments that it is to be fast for.
+        target, threads: where it runs. forms: which may be used. steps: of the fit of a layer. seed: of all randomness.
+        source: the data to distil with. distill_steps: how long. kept_bytes: of values kept between layers.
+    """
 
     model: nn.Module
-    batches: Sequence[torch.Tensor]
-    example: torch.Tensor
+    batches: Sequence[Inputs]
+    example: Inputs
     target: Target
     threads: int
     forms: tuple[str, ...]
     steps: int
     seed: int
+    source: Source | None = None
+    distill_steps: int = 0
+    kept_bytes: int = KEPT_BYTES
 
     @cached_property
     def graph(self) -> fx.GraphModule:
@@ -76,10 +66,11 @@ class Job:
     @cached_property
     def images(self) -> dict[str, tuple[int, ...]]:
         """The shape of each layer's input for the example."""
-        batch, *pixels = self.example.shape
-        if self.batches and tuple(self.batches[0].shape[1:]) == tuple(pixels):
+        if self.batches and all(
+            one.shape[1:] == other.shape[1:] for one, other in zip(self.example, self.batches[0], strict=True)
+        ):
             sizes = {one.path: shape(one.conv.input)[1:] for one in self.found[0]}
-            return {path: (batch, *size) for path, size in sizes.items()}
+            return {path: (len(self.example[0]), *size) for path, size in sizes.items()}
         layers, _ = find_layers(self.model, _canonical(self.model, self.example))
         return {one.path: shape(one.conv.input) for one in layers}
 
@@ -95,7 +86,7 @@ class Job:
 
     def predict(self, model: nn.Module) -> float:
         """Predicted time of a whole model for the example."""
-        graph_module = capture(model, (self.example,)).graph_module
+        graph_module = capture(model, self.example).graph_module
         context = PassContext(target=self.target, machine=self.target.machine, threads=self.threads)
         PassManager(PIPELINE).run(graph_module, context)
         return predicted_us(graph_module, self.target.machine, self.threads)
@@ -119,25 +110,30 @@ class Job:
             by_path = {one.path: one for one in layers}
             count = self.steps if steps is None else steps
             return Plan({path: fit_weights(by_path[path], one, self.graph, count, self.seed) for path, one in each})
-        twins = Twins(self.graph, self.batches)
+        twins = Twins(self.graph, self.batches, self.kept_bytes)
         return Plan(fit_in_turn(twins, layers, self.graph, options, self.steps, self.seed))
+
+    def distill(self, plan: Plan) -> tuple[Plan, Distillation]:
+        """A plan whose model is nearer to the original, by training without labels."""
+        assert self.source is not None, "there is data to distil with"
+        judges = held_out(self.batches)
+        generator = torch.Generator().manual_seed(self.seed)
+        skipped = sum(len(one[0]) for one in judges)
+        batches = training_batches(self.source, skipped, len(self.example), generator)
+        scales = {one.path: one.scale for one in self.found[0]}
+        return distill(self.model, plan, scales, judges, batches, self.distill_steps, self.seed)
 
     def error(self, model: nn.Module) -> float:
         """The relative error of `model` on the calibration data, as a root of mean squares."""
         off = size = 0.0
         for batch in self.batches:
-            for expected, actual in zip(_tensors(self.model(batch)), _tensors(model(batch)), strict=True):
+            for expected, actual in zip(results_of(self.model(*batch)), results_of(model(*batch)), strict=True):
                 off += float((actual - expected).double().square().sum())
                 size += float(expected.double().square().sum())
         return math.sqrt(off / size) if size else math.nan
 
 
-def _tensors(result: Any) -> list[torch.Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(result)
-    return [one for one in leaves if isinstance(one, torch.Tensor) and one.is_floating_point()]
-
-
-def _canonical(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    graph_module = capture(model, (example,)).graph_module
+def _canonical(model: nn.Module, example: Inputs) -> fx.GraphModule:
+    graph_module = capture(model, example).graph_module
     PassManager([Canonicalize()]).run(graph_module, PassContext())
     return graph_module

@@ -48,7 +48,7 @@ def menus(job: Job) -> dict[str, list[Candidate[Option]]]:
         add(layer, partial(Regression.of(layer, moments, job.graph).fit, steps=MENU_STEPS, seed=job.seed))
 
     if job.batches:
-        walk(Twins(job.graph, job.batches), layers, visit, job.seed)
+        walk(Twins(job.graph, job.batches, job.kept_bytes), layers, visit, job.seed)
     else:
         for layer in layers:
             add(layer, partial(fit_weights, layer, graph_module=job.graph, steps=MENU_STEPS, seed=job.seed))

@@ -15,6 +15,7 @@ from sepc.separable.layers import DenseLayer
 from sepc.separable.plan import Plan, Replacement
 from sepc.separable.result import LayerReport, Separation
 from sepc.separation.budget import Budget
+from sepc.separation.distill import Distillation
 from sepc.separation.job import AS_IT_WAS, Job
 
 ROUNDS: Final = 10
@@ -23,7 +24,12 @@ WARM_UP: Final = 3
 
 
 def report(
-    job: Job, budget: Budget, plan: Plan | None, reason: str = "", measured: tuple[float, float] | None = None
+    job: Job,
+    budget: Budget,
+    plan: Plan | None,
+    reason: str = "",
+    measured: tuple[float, float] | None = None,
+    distilled: Distillation | None = None,
 ) -> Separation:
     plan = plan or Plan()
     model = plan.apply(job.model)
@@ -40,6 +46,7 @@ def report(
         predicted_us=(job.dense_us, after_us),
         measured_us=measured,
         reason=reason,
+        distilled="" if distilled is None else str(distilled),
     )
 
 
@@ -59,7 +66,7 @@ def measure(job: Job, model: nn.Module) -> tuple[float, float]:
     from sepc._compile import compile as compile_model
 
     both = [
-        compile_model(one, target=job.target, example_inputs=(job.example,), num_threads=job.threads)
+        compile_model(one, target=job.target, example_inputs=job.example, num_threads=job.threads)
         for one in (job.model, model)
     ]
     samples: list[list[float]] = [[], []]
@@ -67,7 +74,7 @@ def measure(job: Job, model: nn.Module) -> tuple[float, float]:
         for one, own in zip(both, samples, strict=True):
             for call in range(WARM_UP + CALLS):  # In a row: each finds the caches as it left them.
                 begin_ns = time.perf_counter_ns()
-                one(job.example)
+                one(*job.example)
                 if call >= WARM_UP:
                     own.append((time.perf_counter_ns() - begin_ns) / 1e3)
     before, after = map(statistics.median, samples)

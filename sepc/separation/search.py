@@ -10,6 +10,7 @@ from typing import Final
 from sepc.separable.plan import Plan
 from sepc.separable.result import Separation
 from sepc.separation.budget import Budget
+from sepc.separation.distill import Distillation
 from sepc.separation.job import Choice, Job
 from sepc.separation.report import measure, report
 
@@ -35,7 +36,7 @@ def by_speed(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
         if choice is None:
             break
         if not job.target.is_runnable:
-            return report(job, budget, job.fit(choice))
+            return finished(job, budget, job.fit(choice))
         # Weights do not matter to the time: so before any are fitted.
         measured = measure(job, job.fit(choice, steps=0).apply(job.model))
         gain = measured[0] / measured[1]
@@ -46,15 +47,18 @@ def by_speed(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
             break
         wanted *= math.sqrt(SLACK) * budget.speedup / gain
     if best is not None:
-        return report(job, budget, job.fit(best[1]), "", best[2])
+        return finished(job, budget, job.fit(best[1]), best[2])
     most = job.dense_us / job.predicted_for(choices[-1])
     tried = f", and the last one that was tried gains {gain:.2f}" if gain else ""
     return report(job, budget, None, f"the most that all forms together are predicted to gain is {most:.2f}{tried}")
 
 
 def by_error(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
-    """The fastest choice that is within the budget; each is fitted, and tried, before it is believed."""
-    accepted: tuple[int, Plan] | None = None
+    """The fastest choice that is within the budget; each is fitted, and tried, before it is believed.
+
+    With distillation, what is not within the budget as fitted is distilled, and tried again.
+    """
+    accepted: tuple[Plan, Distillation | None] | None = None
     lower, upper, tried = 0, len(choices), ""
     guess = _first_guess(choices, budget)
     for _ in range(ATTEMPTS):
@@ -62,18 +66,34 @@ def by_error(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
             guess = (lower + upper) // 2
         if guess in (lower, upper):
             break
-        plan = job.fit(choices[guess])
+        plan, distilled = job.fit(choices[guess]), None
         holds, ratio, tried = _holds(job, budget, choices[guess], plan)
+        if not holds and job.distill_steps and plan.layers:
+            plan, distilled = job.distill(plan)
+            holds, ratio, tried = _holds(job, budget, choices[guess], plan)
         logger.info("predicted error %.3f: %s", choices[guess].error, tried)
         if holds:
-            accepted, lower = (guess, plan), guess
+            accepted, lower = (plan, distilled), guess
         else:
             upper = guess
+        if distilled is not None and distilled.interrupted:
+            break
         guess = _next_guess(choices, budget, ratio, lower, upper)
     if accepted is None:
         reason = f"even the smallest change that was tried gives {tried}" if tried else "no form is predicted faster"
         return report(job, budget, None, reason)
-    return report(job, budget, accepted[1])
+    plan, distilled = accepted
+    if distilled is not None:
+        return report(job, budget, plan, distilled=distilled)
+    return finished(job, budget, plan)
+
+
+def finished(job: Job, budget: Budget, plan: Plan, measured: tuple[float, float] | None = None) -> Separation:
+    """The report of a plan that is decided on, distilled if that was asked for."""
+    if not (job.distill_steps and plan.layers):
+        return report(job, budget, plan, measured=measured)
+    plan, distilled = job.distill(plan)
+    return report(job, budget, plan, measured=measured, distilled=distilled)
 
 
 def _first_guess(choices: Sequence[Choice], budget: Budget) -> int:

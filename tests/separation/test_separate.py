@@ -180,7 +180,7 @@ def test_every_target_has_a_plan_of_its_own(model: nn.Module, data: torch.Tensor
         ({"speedup": 0.5}, "speedup is 0.5"),
         ({"speedup": 2.0, "forms": ("nonsense",)}, "There is no form 'nonsense'"),
         ({"speedup": 2.0, "calibration": []}, "There is no calibration data"),
-        ({"speedup": 2.0, "calibration": [{"x": 1}]}, "Calibration data must be batches of tensors"),
+        ({"speedup": 2.0, "calibration": [{"x": 1}]}, "Inputs must be tensors with a batch dimension"),
         ({"speedup": 2.0, "calibration": None}, "There is no input to be fast for"),
     ],
 )

@@ -15,23 +15,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
-from sepc.backends.stages.vector import (
-    LINE_FLOATS,
-    Accumulator,
-    Expr,
-    Index,
-    Operand,
-    broadcast,
-    constant,
-    prefetch,
-    ramp,
-)
-from sepc.cost_model.tiling import DenseTiling
+from sepc.backends.stages.registers import Registers
+from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, element_bytes, line_elements, prefetch, ramp
+from sepc.cost_model.tiling import DenseTiling, RegisterBlock
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
 Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, column, first channel
@@ -65,7 +55,7 @@ class Panels:
         return self.count + bool(self.tail)
 
 
-def pack_weights(weight: NDArray[np.float32], convolution: Convolution, panel: tuple[int, ...]) -> NDArray[np.float32]:
+def pack_weights(weight: FloatArray, convolution: Convolution, panel: tuple[int, ...]) -> FloatArray:
     """`weight` [O, I/groups, KH, KW] as the flat array that the kernel reads."""
     panels = Panels.of(convolution, panel)
     grouped = weight.reshape(convolution.groups, convolution.group_out, *weight.shape[1:])
@@ -112,12 +102,12 @@ class WeightShare:
         elements = self.steps * sum(self.widths)
         if self.visit.pixels <= self.columns:
             elements_per_step = sum(self.widths)
-            first = self.panel + min(elements, PREFETCH_BYTES // 4)
+            first = self.panel + min(elements, PREFETCH_BYTES // element_bytes(weight))
         else:
             elements_per_pixel = ceil_div(elements, self.visit.pixels)
             elements_per_step = ceil_div(elements_per_pixel * self.columns, self.steps)
             first = self.panel + elements + (self.visit.first + start) * elements_per_pixel
-        for line in range(0, elements_per_step, LINE_FLOATS):
+        for line in range(0, elements_per_step, line_elements(weight)):
             prefetch(weight, first + step * elements_per_step + line)
 
 
@@ -173,6 +163,7 @@ class DenseStage:
         convolution: the problem. tiling: its blocking.
         source: input over (batch, row, column, channel). weight: packed weights, flat.
         bias: flat buffer of output channels, or None. sink: what becomes of finished vectors.
+        one: `Frame.one`.
         turn_rows: how many rows `emit_rows` is asked for at a time, about.
         factor: instead of packed weights, a tensor over (batch, row, input channel, output channel).
     """
@@ -183,6 +174,7 @@ class DenseStage:
     weight: Expr
     bias: Expr | None
     sink: Sink
+    one: Expr
     turn_rows: int = 1
     factor: Operand | None = None
 
@@ -280,55 +272,79 @@ class _Block:
     def emit(self, start: Index, segment: ColumnSegment) -> None:
         """Compute the block whose first column is `start` and hand each finished vector to the sink."""
         stage, conv = self.stage, self.stage.convolution
-        width = sum(self.panels.widths)
-        lane_offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
-        channel = self.group * conv.group_out + self.panel * width
-        registers = [[Accumulator(lanes) for lanes in self.widths] for _ in range(segment.columns)]
-        for lanes, offset, *column in zip(self.widths, lane_offsets, *registers, strict=True):
-            initial = constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(channel + offset, lanes)])
-            for register in column:
-                register.set(initial)
+        channel = self.group * conv.group_out + self.panel * sum(self.panels.widths)
+        registers = Registers(RegisterBlock(segment.columns, self.widths, stage.tiling.paired), conv, stage.one)
+        vectors = list(zip(registers.offsets, self.widths, strict=True))
+        bias = stage.bias
+        registers.start(None if bias is None else [T.Bind(bias[ramp(channel + offset, n)]) for offset, n in vectors])
         with row_taps(conv, self.image, self.row) as tap:
-            self._reduce(start, segment, registers, lane_offsets, tap)
-        for column_index, column in enumerate(registers):
-            for register, offset in zip(column, lane_offsets, strict=True):
-                stage.sink((*self.image, self.row, start + column_index, channel + offset), register.value)
+            self._reduce(start, segment, registers, tap)
+        for column, offset, value in registers.results():
+            stage.sink((*self.image, self.row, start + column, channel + offset), value)
 
-    def _reduce(
+    def _reduce(self, start: Index, segment: ColumnSegment, registers: Registers, tap_row: RowTap) -> None:
+        """Add the products of one kernel row to the registers, in blocks that can be added up in their type."""
+        conv, first = self.stage.convolution, 0
+        for columns, _, channels in conv.row_sums:
+            valid = {tap: self._valid(segment, tap) for tap in range(first, first + columns)}
+            first += columns
+            if not any(any(of_tap) for of_tap in valid.values()):
+                continue
+            full, rest = divmod(conv.group_in, channels)
+            with loop(full) as run:
+                self._add(start, valid, registers, tap_row, run * channels, channels)
+            if rest:
+                self._add(start, valid, registers, tap_row, full * channels, rest)
+
+    def _valid(self, segment: ColumnSegment, tap: int) -> list[bool]:
+        """For each column of a block, whether its input at column `tap` of the kernel exists."""
+        conv, columns = self.stage.convolution, range(segment.columns)
+        return [segment.interior or conv.column_valid(segment.start + column, tap) for column in columns]
+
+    def _add(
         self,
         start: Index,
-        segment: ColumnSegment,
-        registers: list[list[Accumulator]],
-        lane_offsets: list[int],
+        valid: dict[int, list[bool]],
+        registers: Registers,
         tap_row: RowTap,
+        first: Index,
+        channels: int,
     ) -> None:
-        """Add the products of one kernel row to the registers."""
-        stage, conv = self.stage, self.stage.convolution
-        reduction = conv.taps * conv.group_in
-        panel_base = (self.group * conv.group_out + self.panel * sum(self.panels.widths)) * reduction
-        share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
-        for tap in range(conv.kernel[1]):
-            valid = [
-                index
-                for index in range(segment.columns)
-                if segment.interior or conv.column_valid(segment.start + index, tap)
-            ]
-            if not valid:
+        """Add the products of input channels from `first` on at some taps, for the columns `valid` at each."""
+        conv = self.stage.convolution
+        # The first step of all is no part of the loop: there, the bias needs no copies of its own.
+        apart = conv.taps == 1 and not conv.sums_in_blocks
+        for tap, of_tap in valid.items():
+            if not any(of_tap):
                 continue
-            with loop(conv.group_in) as channel:
-                step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
-                base = panel_base + step * sum(self.widths)
-                vectors = list(zip(lane_offsets, self.widths, strict=True))
-                if stage.factor is not None:
-                    first = (*self.image, self.row, channel)
-                    column = self.panel * sum(self.panels.widths)
-                    weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
-                else:
-                    weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
-                    share.prefetch(stage.weight, step, start)
-                for index in valid:
-                    in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
-                    in_channel = self.group * conv.group_in + channel
-                    value = stage.source.load((*tap_row.image, tap_row.row, in_column, in_channel))
-                    for register, weight in zip(registers[index], weights, strict=True):
-                        register.set(register.value + broadcast(value, register.lanes) * weight)
+            if apart:
+                self._step(start, of_tap, registers, tap_row, tap, 0)
+            if channels > apart:
+                with T.serial(1, channels) if apart else loop(channels) as channel:
+                    self._step(start, of_tap, registers, tap_row, tap, first + channel)
+        registers.end_block()
+
+    def _step(
+        self, start: Index, valid: list[bool], registers: Registers, tap_row: RowTap, tap: int, channel: Index
+    ) -> None:
+        """Add the products of one tap and one input channel of the group; only `valid` columns have that tap."""
+        stage, conv, panel = self.stage, self.stage.convolution, sum(self.panels.widths)
+        reduction = conv.taps * conv.group_in
+        panel_base = (self.group * conv.group_out + self.panel * panel) * reduction
+        step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
+        vectors = list(zip(registers.offsets, self.widths, strict=True))
+        if stage.factor is not None:
+            first, column = (*self.image, self.row, channel), self.panel * panel
+            weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
+        else:
+            base = panel_base + step * sum(self.widths)
+            weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
+            share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
+            share.prefetch(stage.weight, step, start)
+        inputs: list[Expr | None] = []
+        for index, is_valid in enumerate(valid):
+            in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
+            in_channel = self.group * conv.group_in + channel
+            position = (*tap_row.image, tap_row.row, in_column, in_channel)
+            inputs.append(stage.source.load(position) if is_valid else None)
+        registers.multiply_add(inputs, weights)
