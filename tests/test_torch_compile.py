@@ -333,7 +333,7 @@ def test_a_model_made_in_inference_mode_runs_in_pytorch(told: Callable[[], list[
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nonsense": 1}, r"no option 'nonsense'[\s\S]*target, num_threads, optimize, shape_limit, fullgraph"),
+        ({"nonsense": 1}, r"no option 'nonsense'[\s\S]*target, dtype, num_threads, optimize, shape_limit, fullgraph"),
         ({"num_threads": 0}, "num_threads is 0"),
         ({"optimize": "nonsense"}, "nothing to optimize called 'nonsense'"),
         ({"target": "nonsense"}, "no target 'nonsense'"),
