@@ -133,10 +133,10 @@ def test_where_nothing_is_within_the_budget_the_model_comes_back(
 
 
 def test_where_there_is_no_layer_the_model_comes_back(data: torch.Tensor) -> None:
-    found = separated(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), data, max_error=0.5)
+    found = separated(nn.Sequential(nn.Conv2d(3, 1, 1), nn.ReLU()), data, max_error=0.5)
     assert found.reason == "no form is predicted faster"
-    assert found.left == {"0": "it has one tap"}
-    assert "Left as they are: 0 (it has one tap)." in str(found)
+    assert found.left == {"0": "it has one channel"}
+    assert "Left as they are: 0 (it has one channel)." in str(found)
 
 
 def test_without_data_weights_alone_are_approximated(model: nn.Module, data: torch.Tensor) -> None:
