@@ -7,15 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sepc.errors import ArtifactError, BuildError, InputError, ModelError, SepcError, TargetError, VerificationError
+from sepc.errors import (
+    ArtifactError,
+    BuildError,
+    DeviceError,
+    InputError,
+    ModelError,
+    SepcError,
+    TargetError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
     from sepc._compile import compile, explain  # noqa: A004 -- the public name, as PyTorch's own
+    from sepc._load import load
+    from sepc._remote import Remote, remote
     from sepc._separate import separate
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
     from sepc.report.explanation import Explanation, RegionExplanation
-    from sepc.runtime.model import LoadedModel, load
+    from sepc.runtime.exported import ExportedModel
+    from sepc.runtime.model import LoadedModel
     from sepc.runtime.report import Profile, RegionProfile, RegionReport
     from sepc.separable.plan import Plan
     from sepc.separable.result import Separation
@@ -27,7 +39,9 @@ __all__ = [
     "ArtifactError",
     "BuildError",
     "CompiledModel",
+    "DeviceError",
     "Explanation",
+    "ExportedModel",
     "InputError",
     "LoadedModel",
     "ModelError",
@@ -36,6 +50,7 @@ __all__ = [
     "RegionExplanation",
     "RegionProfile",
     "RegionReport",
+    "Remote",
     "Separation",
     "SepcError",
     "Target",
@@ -46,6 +61,7 @@ __all__ = [
     "compile",
     "explain",
     "load",
+    "remote",
     "separate",
 ]
 
@@ -55,6 +71,7 @@ _LAZY = {
     "compile": "sepc._compile",
     "CompiledModel": "sepc.compiled",
     "Explanation": "sepc.report.explanation",
+    "ExportedModel": "sepc.runtime.exported",
     "explain": "sepc._compile",
     "LoadedModel": "sepc.runtime.model",
     "Plan": "sepc.separable.plan",
@@ -62,10 +79,12 @@ _LAZY = {
     "RegionExplanation": "sepc.report.explanation",
     "RegionProfile": "sepc.runtime.report",
     "RegionReport": "sepc.runtime.report",
+    "Remote": "sepc._remote",
+    "remote": "sepc._remote",
     "separate": "sepc._separate",
     "Separation": "sepc.separable.result",
     "Target": "sepc.target",
-    "load": "sepc.runtime.model",
+    "load": "sepc._load",
 }
 
 

@@ -29,6 +29,8 @@ from sepc.runtime.specialization import Description, Specialization
 from sepc.target import Target
 
 if TYPE_CHECKING:
+    from sepc._remote import Remote
+    from sepc.bundle.bundle import Bundle
     from sepc.passes.manager import PassRecord
     from sepc.report.explanation import Explanation
     from sepc.separable.plan import Plan
@@ -45,6 +47,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     fullgraph: bool = False,
     verify_each: bool = False,
     separate: Plan | Literal["exact"] = "exact",
+    runner: Remote | None = None,
 ) -> CompiledModel:
     """Compile `model` for `target`. What was compiled before comes from a cache on disk, also in another process.
 
@@ -60,10 +63,11 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         verify_each: run the graph before and after every pass and compare the results.
         separate: "exact" takes apart only convolutions that are separable, or of low rank, up to rounding, where that
             is predicted faster; with a plan, made by `sepc.separate` for this model, layers are replaced first.
+        runner: a device that runs it, from `sepc.remote`, instead of this host.
 
     Raises:
         TargetError: the target is unknown. ModelError: the model cannot be compiled. InputError: an input does not fit.
-        BuildError: TVM or the C compiler is missing or failed.
+        BuildError: TVM or the C compiler is missing or failed. DeviceError, at a call: the runner is lost.
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")
@@ -72,7 +76,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         raise InputError(f"There is nothing to optimize called {optimize!r}", fix=f"give {choices}")
     if separate != "exact":
         model = _separated(model, separate)
-    compiled = CompiledModel(model, Target.parse(target), num_threads, optimize, shape_limit, fullgraph, verify_each)
+    parsed = Target.parse(target)
+    compiled = CompiledModel(model, parsed, num_threads, optimize, shape_limit, fullgraph, verify_each, runner)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
@@ -145,6 +150,10 @@ class Lowered:
         """All kernels as one object file, with `prefix` and an underscore in front of their symbols."""
         return bytes(_backend().compile_module(self.functions, target, prefix))
 
+    def library(self, bundle: Bundle, target: Target) -> bytes:
+        """A shared library of a bundle with these kernels."""
+        return bytes(_backend().shared_library(bundle, target))
+
 
 @dataclass(frozen=True)
 class Compiled(Specialization):
@@ -175,6 +184,12 @@ class _Job:
     threads: int
     optimize: Objective
     verify_each: bool
+    runner: Remote | None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this host runs it, other than under emulation."""
+        return self.runner is None and self.target.is_runnable
 
 
 @_no_autocast()
@@ -187,16 +202,17 @@ def specialize(
     signature: Signature,
     optimize: Objective = "time",
     verify_each: bool = False,
+    runner: Remote | None = None,
 ) -> Compiled:
     """Compile `model` as it runs on ``(*args, **kwargs)``, or take it from the cache; raises what `compile` raises.
 
     `signature` is that of the arguments. Whether anything may be left to PyTorch is for `sepc.fallback` to say.
     """
     clock = _Clock()
-    job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each)
+    job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each, runner)
     clock.lap("capture")
     # Loading an entry refuses what this host cannot run; and verification is asked for to see the passes run.
-    cache = Cache.open() if target.is_runnable and not verify_each else None
+    cache = Cache.open() if job.runs_here and not verify_each else None
     if cache is None:
         return _compile(job, clock)
     key = cache_key(job.exported, signature, target, threads, optimize)
@@ -219,11 +235,11 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
     graph_module = captured.graph_module
     assembled = backend.assemble(graph_module, target.vector_lanes, job.threads)
     clock.lap("lower")
-    executable, times = backend.build(assembled, target, job.threads)
-    wrong = backend.wrong_regions(assembled.checks, executable) if target.is_runnable else {}
+    executable, times = backend.build(assembled, target, job.threads, job.runner)
+    wrong = backend.wrong_regions(assembled.checks, executable) if job.runs_here else {}
     if wrong:
         assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, wrong)
-        executable, times = backend.build(assembled, target, job.threads)
+        executable, times = backend.build(assembled, target, job.threads, job.runner)
         _hand_over(graph_module, wrong)
     clock.add(times)
     description = Description(
@@ -312,10 +328,11 @@ class _Backend:
     def __init__(self) -> None:
         from sepc.backends.build import build, compile_module, source_of
         from sepc.backends.check import wrong_regions
+        from sepc.backends.library import shared_library
         from sepc.backends.program import assemble
 
         self.assemble, self.build, self.wrong_regions = assemble, build, wrong_regions
-        self.source_of, self.compile_module = source_of, compile_module
+        self.source_of, self.compile_module, self.shared_library = source_of, compile_module, shared_library
 
 
 def _backend() -> _Backend:

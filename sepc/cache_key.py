@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sepc.errors import ArtifactError
-from sepc.runtime.artifact import versions
 from sepc.runtime.encoding import plain_json, spec_text
+from sepc.runtime.manifest import versions
 from sepc.runtime.signature import Signature, TensorLeaf
 from sepc.target import Target
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,6 +24,7 @@ from sepc.target import Target
 
 if TYPE_CHECKING:
     from sepc._compile import Compiled
+    from sepc._remote import Remote
     from sepc.cost_model.chain import Objective
     from sepc.report.explanation import Explanation
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_SHAPE_LIMIT = 16
 
 SourceForm = Literal["tirx", "llvm", "asm"]
+ExportFormat = Literal["c", "tvm"]
 
 
 class CompiledModel(Model):
@@ -48,10 +51,12 @@ class CompiledModel(Model):
         shape_limit: int,
         fullgraph: bool,
         verify_each: bool,
+        runner: Remote | None = None,
     ) -> None:
         super().__init__(target)
         self._model, self._num_threads, self._shape_limit = model, num_threads, shape_limit
         self._optimize, self._fullgraph, self._verify_each = optimize, fullgraph, verify_each
+        self._runner = runner
         self._compiled: Compiled | None = None
         self._ranks: dict[Any, tuple[int, ...]] = {}
         self._lock = threading.Lock()
@@ -87,24 +92,32 @@ class CompiledModel(Model):
         lowered = self._last().lowered
         return "\n".join(lowered.source(symbol, form, self.target) for symbol in found.symbols)
 
-    def export(self, path: str | os.PathLike[str], format: Literal["c"] = "c", *, name: str = "model") -> list[Path]:  # noqa: A002 -- as exports call it
-        """Write what was compiled last as C: sources, an object file with the kernels, and the weights.
+    def export(self, path: str | os.PathLike[str], format: ExportFormat = "c", *, name: str = "model") -> list[Path]:  # noqa: A002 -- as exports call it
+        """Write what was compiled last so that it runs elsewhere, without Python's packages that compiled it.
 
         Args:
             path: a directory, made if need be.
-            format: "c", so far the only one.
+            format: "c" for sources, an object file with the kernels, and the weights, which need a C compiler for the
+                target and nothing else; "tvm" for a shared library with the weights in it, for TVM's runtime and for
+                `sepc.load`, which runs it from NumPy.
             name: of the C function, which is ``<name>_run``, and of its files.
 
-        Returns the files. They need a C compiler for the target, and nothing of sepc or Python. Raises SepcError if
-        nothing is compiled yet, InputError for a bad name or format, ModelError if PyTorch would run a part of it.
+        Returns the files. Raises SepcError if nothing is compiled yet, InputError for a bad name or format, ModelError
+        if PyTorch would run a part of it, and for "tvm" BuildError or TargetError if there is no compiler to link it.
         """
         from sepc.bundle.bundle import Bundle, require_writable
+        from sepc.bundle.library import library_files
+        from sepc.runtime import exported
 
-        if format != "c":
-            raise InputError(f"There is no format {format!r}", where="export", fix='use format="c"')
+        if format not in get_args(ExportFormat):
+            raise InputError(f"There is no format {format!r}", where="export", fix='use format="c" or format="tvm"')
         compiled = self._last()
         require_writable(name, compiled)
-        return Bundle.of(name, self.target, compiled, compiled.lowered.objects(self.target, name)).write(Path(path))
+        bundle = Bundle.of(name, self.target, compiled, compiled.lowered.objects(self.target, name))
+        if format == "c":
+            return bundle.write(Path(path))
+        library = compiled.lowered.library(replace(bundle, shared=True), self.target)
+        return exported.write(Path(path), self.target, *library_files(bundle, compiled, library))
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """What becomes of the model for these arguments, and why; without any, what became of what was compiled last.
@@ -124,6 +137,10 @@ class CompiledModel(Model):
         known = self._known(key)
         return known if isinstance(known, Compiled) else self._specialize(leaves, spec)
 
+    def _require_runnable(self, *, timed: bool = False) -> None:
+        if self._runner is None:  # Else it is for the device to say.
+            super()._require_runnable(timed=timed)
+
     def _last(self) -> Compiled:
         self._current()  # Says so if there is none.
         assert self._compiled is not None
@@ -137,7 +154,8 @@ class CompiledModel(Model):
             self._check(key, leaves, spec)
             compiled = self._specialize(leaves, spec)
             # Afterwards, and so in the same way for what comes from the cache, which is of compilations of both kinds.
-            require_kernels(compiled, self.target, self._fullgraph)
+            runs_here = self._runner is None and self.target.is_runnable
+            require_kernels(compiled, self.target, self._fullgraph, runs_here)
             self._compiled = self._latest = self._specializations[key] = compiled
             self._ranks.setdefault(spec, _ranks(leaves))
             return compiled
@@ -150,7 +168,7 @@ class CompiledModel(Model):
         distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(distinct, spec)
         signature = Signature.of(spec, leaves)
-        options = self._optimize, self._verify_each
+        options = self._optimize, self._verify_each, self._runner
         return specialize(self._model, self.target, self.threads, args, kwargs, signature, *options)
 
     def _check(self, key: Key, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:

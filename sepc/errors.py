@@ -38,6 +38,10 @@ class TargetError(SepcError):
     """The target name is unknown, or this machine cannot run or build for it."""
 
 
+class DeviceError(SepcError):
+    """A remote device cannot be reached, was lost in the middle of a call, or failed at it."""
+
+
 class VerificationError(SepcError):
     """A pass changed the meaning of the graph, or left it malformed. Always a bug in sepc."""
 

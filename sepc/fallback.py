@@ -19,29 +19,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sepc")
 
 
-def require_kernels(compiled: Compiled, target: Target, fullgraph: bool) -> None:
-    """Tell what PyTorch runs of `compiled`.
+def require_kernels(compiled: Compiled, target: Target, fullgraph: bool, runs_here: bool) -> None:
+    """Tell what PyTorch runs of `compiled`; `runs_here` says whether that is this host's PyTorch.
 
-    Raises ModelError, with every such operator, if there is any and `fullgraph` is set, or if the host cannot run the
-    target: then it is not the host's PyTorch that would run them.
+    Raises ModelError, with every such operator, if there is any and `fullgraph` is set, or if it runs elsewhere.
     """
     regions = compiled.description.regions
     fallbacks = [one for one in regions if one.kernel == "torch"]
     if not fallbacks:
         return
-    if not fullgraph and target.is_runnable:
+    if not fullgraph and runs_here:
         reasons = "; ".join(dict.fromkeys(f"{', '.join(one.ops)} ({one.reason})" for one in fallbacks))
         logger.info("%d of %d regions run in PyTorch: %s", len(fallbacks), len(regions), reasons)
         return
     # The graph of this compilation, not of that which the cache has it from: source lines are those of this program.
     lines = list(dict.fromkeys(_lines(compiled.lowered.graph_module)))
     what = "1 operator" if len(lines) == 1 else f"{len(lines)} operators"
-    wanted = "fullgraph=True" if fullgraph else f"the target {target.name!r}, which this host cannot run,"
+    wanted = "fullgraph=True" if fullgraph else _elsewhere(target)
     raise ModelError(
         f"There are no kernels for {what}, and {wanted} leaves nothing to PyTorch",
         why="\n    ".join(("these would run in PyTorch", *lines)),
         fix="rewrite these lines, or compile for this host without fullgraph=True",
     )
+
+
+def _elsewhere(target: Target) -> str:
+    """Where it runs, if not on this host."""
+    return "a device" if target.is_runnable else f"the target {target.name!r}, which this host cannot run,"
 
 
 def _lines(graph_module: fx.GraphModule) -> Iterator[str]:

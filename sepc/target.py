@@ -15,7 +15,7 @@ name                   meaning
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sepc.cost_model.calibration import with_stored
@@ -67,6 +67,10 @@ class Target:
     def known() -> tuple[str, ...]:
         """Every accepted name."""
         return ("native", *(name for family in FAMILIES for name in family.names))
+
+    def with_machine(self, machine: Machine) -> Target:
+        """The same target with other figures for the cost model, such as `sepc.calibrate` measures on a device."""
+        return replace(self, machine=machine)
 
     @property
     def text(self) -> str:

@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 import tvm
 
+from sepc._remote import Remote
 from sepc.backends.program import Assembled
+from sepc.backends.remote import RemoteExecutable
 from sepc.backends.stages.vector import Expr
 from sepc.bundle import emulation
 from sepc.c_compiler import c_compiler
@@ -27,19 +29,22 @@ from sepc.runtime.program import KernelCall
 from sepc.target import Target
 
 
-def build(assembled: Assembled, target: Target, threads: int) -> tuple[AnyExecutable, dict[str, float]]:
+def build(
+    assembled: Assembled, target: Target, threads: int, runner: Remote | None = None
+) -> tuple[AnyExecutable, dict[str, float]]:
     """Compile the kernels of a program, link and load them. Also returns the seconds that each stage took.
 
-    What is for another architecture stays an object file.
+    What is for another architecture, or for a device, stays an object file.
 
     The constants of `assembled` are gone afterwards: they are kept once, in the executable. Raises BuildError where
     building fails, ArtifactError where the library cannot be loaded.
     """
     started = time.perf_counter()
     program = assembled.program
-    if not target.is_of_host_architecture:
+    if runner is not None or not target.is_of_host_architecture:
         kernels = compile_module(assembled.functions, target, emulation.NAME)
-        foreign = emulation.ForeignExecutable(target, threads, program, _constants(assembled), kernels)
+        parts = target, threads, program, _constants(assembled), kernels
+        foreign = emulation.ForeignExecutable(*parts) if runner is None else RemoteExecutable(*parts, runner)
         return foreign, {"kernels": time.perf_counter() - started}
     with tempfile.TemporaryDirectory(prefix="sepc-") as name:
         directory = Path(name)

@@ -101,7 +101,7 @@ def _plain_maker(
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
         if isinstance(tiling, LaneTiling):
             return lanewise.LanewiseStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish)
-        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, turn_rows)
+        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, frame.one, turn_rows)
 
     return make
 
@@ -134,7 +134,7 @@ def _interleaved_maker(
             if isinstance(block, LaneTiling):
                 stages.append(lanewise.LanewiseStage(conv, block, arguments.lanes, read, weights, biases, finish))
             else:
-                stages.append(dense.DenseStage(conv, block, read, weights, biases, finish))
+                stages.append(dense.DenseStage(conv, block, read, weights, biases, finish, frame.one))
         return InterleavedStage(stages)
 
     return make
@@ -202,7 +202,7 @@ def _factors_maker(
 
     def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
         right = Operand(frame.buffers[name], problem.factor_strides)
-        return dense.DenseStage(stage, tiling, read, None, None, sink.finish, factor=right)
+        return dense.DenseStage(stage, tiling, read, None, None, sink.finish, frame.one, factor=right)
 
     return make
 

@@ -25,7 +25,7 @@ from sepc.ir.layout import layout, same_strides, storage_elements
 from sepc.ir.problem import contiguous_strides
 from sepc.passes.choose_tiling import chain_problems, choice, region_problem
 from sepc.passes.plan_memory import ALIGNMENT_BYTES, MemoryPlan
-from sepc.runtime.host_graph import HostGraph, HostOp, Value
+from sepc.runtime.host_graph import HostGraph, HostOp
 from sepc.runtime.program import (
     ARENA,
     CONSTANTS,
@@ -37,6 +37,7 @@ from sepc.runtime.program import (
     Storage,
     TensorReference,
 )
+from sepc.runtime.records import Value
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Bundle:
         threads: how many run it. program: what it runs. constants: the weights, `Program.constants_bytes` of them.
         objects: an object file with all kernels, whose symbols begin with `name` and an underscore.
         leaves: the arguments that the program's inputs are, where they are known.
+        shared: whether it is to become a shared library for TVM's runtime, which can note the time of each call.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Bundle:
     constants: torch.Tensor
     objects: bytes
     leaves: tuple[TensorLeaf, ...] = ()
+    shared: bool = False
 
     @staticmethod
     def of(name: str, target: Target, one: Specialization, objects: bytes) -> Bundle:
@@ -130,20 +132,14 @@ class Bundle:
     def files(self) -> Iterator[tuple[str, bytes | memoryview]]:
         """Names and contents."""
         templates = {"model.h": f"{self.name}.h", "model.c": f"{self.name}.c", "weights.S": "weights.S"}
-        templates |= {f"{PROGRAM}.c": f"{PROGRAM}.c", "CMakeLists.txt": "CMakeLists.txt", "README.md": "README.md"}
+        if self.shared:
+            templates |= {"tvm.c": f"{self.name}_tvm.c"}
+        else:
+            templates |= {f"{PROGRAM}.c": f"{PROGRAM}.c", "CMakeLists.txt": "CMakeLists.txt", "README.md": "README.md"}
         if self.threads > 1:
             templates |= {name: f"{self.name}_{name}" for name in THREADS_TEMPLATES}
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("sepc", "bundle"),
-            autoescape=False,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            keep_trailing_newline=True,
-        )
         for template, name in templates.items():
-            text = environment.get_template(f"{template}.jinja").render(b=self, version=sepc.__version__)
-            yield name, text.encode()
+            yield name, render(template, b=self).encode()
         yield "kernels.o", self.objects
         constants = self.constants[: self.program.constants_bytes]
         yield "weights.bin", constants.numpy().data if len(constants) else bytes(1)
@@ -160,6 +156,19 @@ class Bundle:
             why = error.strerror or str(error)
             raise ArtifactError("The bundle cannot be written", where=str(directory), why=why) from error
         return paths
+
+
+def render(template: str, **values: object) -> str:
+    """The text of a template with these values."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sepc", "bundle"),
+        autoescape=False,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(f"{template}.jinja").render(version=sepc.__version__, **values)
 
 
 def require_writable(name: str, one: Specialization) -> None:

@@ -18,13 +18,13 @@ from typing import Any, Final
 import torch
 
 from sepc.bundle.bundle import THREADS_TEMPLATES, Bundle
-from sepc.errors import ArtifactError, BuildError, TargetError
+from sepc.c_compiler import cross_compiler, cross_package, run_compiler
+from sepc.errors import ArtifactError, TargetError
 from sepc.runtime.executable import view
 from sepc.runtime.program import Program, Storage
 from sepc.target import Target
 
 NAME: Final = "model"
-COMPILERS: Final = {"aarch64": "aarch64-linux-gnu-gcc", "x86-64": "x86_64-linux-gnu-gcc"}
 EMULATORS: Final = {
     "aarch64": ("qemu-aarch64-static", "qemu-aarch64"),
     "x86-64": ("qemu-x86_64-static", "qemu-x86_64"),
@@ -51,8 +51,8 @@ class ForeignExecutable:
         """Not to be had: raises ArtifactError."""
         raise ArtifactError(
             f"A model for '{self.target.name}' cannot be saved on this host",
-            why="a saved model holds a shared library, which is linked where it is to be loaded",
-            fix="write it as C with export(directory), or compile and save it on a host of that architecture",
+            why="a saved model is for the host that compiles it, with its PyTorch",
+            fix='write it with export(directory, format="tvm") or format="c"',
         )
 
     def run(self, inputs: Sequence[torch.Tensor], threads: int, stamps: Array[Any] | None = None) -> list[torch.Tensor]:
@@ -61,7 +61,7 @@ class ForeignExecutable:
         with tempfile.TemporaryDirectory(prefix="sepc-") as name:
             paths = [Path(name) / str(index) for index in range(len(inputs) + len(storages))]
             for path, tensor, storage in zip(paths, inputs, self.program.inputs, strict=False):
-                path.write_bytes(_memory(tensor, storage))
+                path.write_bytes(memory(tensor, storage))
             _, binary = self._built
             command = [emulator(self.target), str(binary), *map(str, paths)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -93,11 +93,8 @@ class ForeignExecutable:
         sources = ["main.c", f"{NAME}.c", "weights.S", "kernels.o"]
         if self.threads > 1:
             sources += [f"{NAME}_{name}" for name in THREADS_TEMPLATES if name.endswith(".c")]
-        command = [compiler(self.target), "-O1", "-static", "-pthread", "-I.", "-o", NAME, *sources, "-lm"]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-        if done.returncode:
-            why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            raise BuildError("The cross compiler failed", where=" ".join(command), why=why)
+        flags = ["-O1", "-static", "-pthread", "-I."]
+        run_compiler([cross_compiler(self.target), *flags, "-o", NAME, *sources, "-lm"], directory)
         return owner, directory / NAME
 
 
@@ -107,32 +104,26 @@ def require_runner(target: Target) -> None:
         target.require_runnable()
         return
     emulator(target)
-    compiler(target)
+    cross_compiler(target)
 
 
 def emulator(target: Target) -> str:
     """QEMU's user emulation of the target's architecture; raises TargetError where it is not installed."""
     names = EMULATORS[target.machine.architecture]
-    return next((found for name in names if (found := shutil.which(name))), None) or _missing(target, names[0])
-
-
-def compiler(target: Target) -> str:
-    """The cross compiler for the target's architecture; raises TargetError where it is not installed."""
-    name = COMPILERS[target.machine.architecture]
-    return shutil.which(name) or _missing(target, name)
-
-
-def _missing(target: Target, name: str) -> str:
-    packages = f"gcc-{COMPILERS[target.machine.architecture].removesuffix('-gcc')}".replace("_", "-")
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found:
+        return found
+    packages = f"qemu-user-static {cross_package(target)}"
     raise TargetError(
         f"This host cannot run code compiled for '{target.name}'",
         where=f"target='{target.name}'",
-        why=f"it is of another architecture, and for emulation {name} is not installed",
-        fix=f"install it (Debian: apt install qemu-user-static {packages}), or write it as C with export(directory)",
+        why=f"it is of another architecture, and for emulation {names[0]} is not installed",
+        fix=f"install it (Debian: apt install {packages}), name a device by runner=sepc.remote(address), or write it "
+        "as C with export(directory)",
     )
 
 
-def _memory(tensor: torch.Tensor, storage: Storage) -> bytes:
+def memory(tensor: torch.Tensor, storage: Storage) -> bytes:
     """The elements of an input as they lie in memory."""
     flat = tensor.detach().as_strided((storage.elements,), (1,))
     # A tensor without elements takes a byte: C has no arrays of none.

@@ -6,11 +6,12 @@ from below; the slowest bound counts. Blocks and kernel-row loops add what setti
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.tiling import DenseTiling, unrolled_taps
+from sepc.cost_model.tiling import DenseTiling, RegisterBlock, unrolled_taps
 from sepc.ir.stage import ColumnSegment, Convolution, Stage, ceil_div, split_lanes
 
 # Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
@@ -121,39 +122,36 @@ def _segments(conv: Convolution, columns: int) -> tuple[tuple[ColumnSegment, tup
 
 
 @lru_cache(maxsize=4096)
-def dense_cycles(
-    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
-) -> float:
-    """Cycles of a dense convolution in blocks of `columns × panel`, all panels, rows and images."""
-    width = sum(panel)
-    full, rest = divmod(conv.group_out, width)
-    cycles = full * _dense_panel_cycles(conv, columns, panel, machine, epilogue_cost) if full else 0.0
+def dense_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float) -> float:
+    """Cycles of a dense convolution in blocks of that kind, all panels, rows and images."""
+    full, rest = divmod(conv.group_out, sum(block.panel))
+    cycles = full * _dense_panel_cycles(conv, block, machine, epilogue_cost) if full else 0.0
     if rest:
-        cycles += _dense_panel_cycles(conv, columns, split_lanes(rest, max(panel)), machine, epilogue_cost)
+        tail = replace(block, panel=split_lanes(rest, max(block.panel)))
+        cycles += _dense_panel_cycles(conv, tail, machine, epilogue_cost)
     return cycles * conv.images * conv.groups
 
 
-def _dense_panel_cycles(
-    conv: Convolution, columns: int, panel: tuple[int, ...], machine: Machine, epilogue_cost: float
-) -> float:
+def _dense_panel_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float) -> float:
     row_uses, total = _row_uses(conv), 0.0
-    for segment, valid, _ in _segments(conv, columns):
+    for segment, valid, _ in _segments(conv, block.columns):
         per_tap_row, multiplies = 0.0, 0.0
         for valid_columns in valid:
-            iteration = _dense_iteration_cycles(valid_columns, panel, machine)
-            per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
-            multiplies += conv.group_in * valid_columns * len(panel)
-        per_tap_row *= _spill_factor(conv, segment.columns, len(panel), machine)
+            used = replace(block, columns=valid_columns)
+            per_tap_row += conv.group_in * _dense_iteration_cycles(used, machine) + REDUCTION_LOOP_CYCLES
+            multiplies += conv.group_in * used.accumulators
+        own = replace(block, columns=segment.columns)
+        per_tap_row *= _spill_factor(conv, own, machine)
         if conv.kernel_rows > 1:
             per_tap_row += KERNEL_ROW_CYCLES
-        ends = ends_cycles(segment.columns * len(panel), machine, epilogue_cost, multiplies * conv.kernel_rows)
+        ends = ends_cycles(own.vectors, machine, epilogue_cost, multiplies * conv.kernel_rows)
         total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
     return total
 
 
-def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: Machine) -> float:
+def _spill_factor(conv: Convolution, block: RegisterBlock, machine: Machine) -> float:
     """How much slower a block runs whose registers do not suffice for accumulators, weights and inputs."""
-    registers = columns * panel_vectors + panel_vectors + 1
+    columns, registers = block.columns, block.registers
     spare = 0 if machine.has_memory_operands else TIGHT_REGISTERS
     if registers + spare > machine.vector_registers:
         return SPILL_FACTOR
@@ -166,13 +164,18 @@ def _spill_factor(conv: Convolution, columns: int, panel_vectors: int, machine: 
     return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
 
 
-def _dense_iteration_cycles(columns: int, panel: tuple[int, ...], machine: Machine) -> float:
+@lru_cache(maxsize=4096)
+def _dense_iteration_cycles(block: RegisterBlock, machine: Machine) -> float:
     """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
-    multiplies = columns * sum(1 / machine.fma_per_cycle_at(lanes) for lanes in panel)
+    columns, panel = block.columns, block.panel
+    groups = [(lanes, group) for lanes in panel for group in block.column_groups(lanes)]
+    multiplies = sum(1 / machine.fma_per_cycle_at(lanes * len(group)) for lanes, group in groups)
     loads = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in panel) + columns / machine.half_width_loads_per_cycle
-    instructions = columns * len(panel) + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
+    selects = block.vectors - len(groups)
+    instructions = len(groups) + selects + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
+    selecting = selects / machine.selects_per_cycle if selects else 0.0
     entering = instructions / machine.instructions_per_cycle
-    return max(multiplies, loads, entering, machine.fma_latency_cycles + CHAIN_CYCLES)
+    return max(multiplies, loads, selecting, entering, machine.fma_latency_cycles + CHAIN_CYCLES)
 
 
 def _exposed(multiplies: float) -> float:
@@ -249,5 +252,4 @@ def unrolls_tight_blocks(stage: Stage, tiling: DenseTiling, machine: Machine) ->
 
 def is_tight(tiling: DenseTiling, machine: Machine) -> bool:
     """Whether accumulators, weights and an input leave fewer than `TIGHT_REGISTERS` vector registers."""
-    registers = tiling.columns * len(tiling.panel) + len(tiling.panel) + 1
-    return registers + TIGHT_REGISTERS > machine.vector_registers
+    return tiling.block.registers + TIGHT_REGISTERS > machine.vector_registers

@@ -29,7 +29,7 @@ def compute_cycles(stage: Stage, tiling: Tiling, machine: Machine, epilogue_cost
     """Cycles of one core for all arithmetic of `stage`, its data in the first-level cache."""
     match stage, tiling:
         case Convolution(), DenseTiling():
-            return dense_cycles(stage, tiling.columns, tiling.panel, machine, epilogue_cost)
+            return dense_cycles(stage, tiling.block, machine, epilogue_cost)
         case Convolution(), ProductTiling():
             return _products_cycles(tiling.product_of(stage), tiling, machine, epilogue_cost)
         case Convolution(), LaneTiling():
@@ -52,11 +52,11 @@ def _products_cycles(product: Convolution, tiling: ProductTiling, machine: Machi
 
 def _strassen_cycles(half: Convolution, tiling: ProductTiling, machine: Machine, epilogue_cost: int) -> float:
     """Seven products, whose blocks are started from and added to results that are kept; four sums of the input."""
-    block = tiling.product
+    product = tiling.product
     own = SLOT_INSTRUCTIONS_BY_PRODUCT if tiling.by_product else SLOT_INSTRUCTIONS
-    products = 7 * dense_cycles(half, block.columns, block.panel, machine, own + epilogue_cost * 4 / 7)
+    products = 7 * dense_cycles(half, product.block, machine, own + epilogue_cost * 4 / 7)
     vectors = half.pixels * len(split_lanes(half.in_channels, machine.vector_lanes))
-    passes = ceil_div(ceil_div(half.out_channels, sum(block.panel)), block.panels)
+    passes = ceil_div(ceil_div(half.out_channels, sum(product.panel)), product.panels)
     sums = vectors * passes * (4 / machine.stores_per_cycle + 4 / machine.loads_per_cycle)
     return products + sums
 
@@ -64,7 +64,7 @@ def _strassen_cycles(half: Convolution, tiling: ProductTiling, machine: Machine,
 def _winograd_cycles(product: Convolution, tiling: WinogradTiling, machine: Machine, epilogue_cost: int) -> float:
     """A product for each position of a tile, and the transforms of inputs and of products."""
     block, matrices = tiling.product, transforms(tiling.outputs)
-    products = tiling.count * dense_cycles(product, block.columns, block.panel, machine, 0)
+    products = tiling.count * dense_cycles(product, block.block, machine, 0)
     passes = ceil_div(ceil_div(product.out_channels, sum(block.panel)), block.panels)
     moved = tiling.count / machine.loads_per_cycle, tiling.count / machine.stores_per_cycle
     inputs = operations(matrices.inputs) / machine.fma_per_cycle + sum(moved)

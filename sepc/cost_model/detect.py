@@ -172,9 +172,10 @@ def identify(vendor: str, family: int, model: int, flags: frozenset[str]) -> str
 
 
 def count_cores(root: Path = Path("/")) -> tuple[int, int]:
-    """Physical cores that this process may use, and hardware threads per core."""
+    """Physical cores that this process may use, or all of another system's, and hardware threads per core."""
+    elsewhere = _read(root / "sys/devices/system/cpu/online") if root != Path("/") else ""
     try:
-        processors = sorted(os.sched_getaffinity(0))
+        processors = numbers_in_list(elsewhere) or sorted(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1, 1
     topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
@@ -209,12 +210,17 @@ def parse_size(text: str) -> int:
 
 def count_in_list(text: str) -> int:
     """How many processors a kernel list names: '0-3,8' are five."""
-    count = 0
+    return len(numbers_in_list(text))
+
+
+def numbers_in_list(text: str) -> list[int]:
+    """The processors that a kernel list names."""
+    numbers: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
         if first.isdigit():
-            count += (int(last) if last.isdigit() else int(first)) - int(first) + 1
-    return count
+            numbers += range(int(first), (int(last) if last.isdigit() else int(first)) + 1)
+    return numbers
 
 
 def _as_detected(

@@ -108,6 +108,8 @@ class Machine:
         loads_per_cycle: full-width vector loads (also as an operand of an FMA).
         half_width_loads_per_cycle: loads at most half as wide, and scalars broadcast from memory.
         stores_per_cycle: full-width vector stores.
+        selects_per_cycle: full-width vectors put together from two by a mask, in units that do not multiply and add; 0
+            where those units would have to do it.
         instructions_per_cycle: instructions of any kind that enter execution; one with a memory operand is one.
         levels: memory levels from the fastest to DRAM.
         parallel_region_us: entering and leaving one parallel region.
@@ -127,6 +129,7 @@ class Machine:
     loads_per_cycle: float
     half_width_loads_per_cycle: float
     stores_per_cycle: float
+    selects_per_cycle: float
     instructions_per_cycle: float
     levels: tuple[MemoryLevel, ...]
     parallel_region_us: float

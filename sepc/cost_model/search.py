@@ -20,6 +20,7 @@ from sepc.cost_model.tiling import (
     DenseTiling,
     LaneTiling,
     ProductTiling,
+    RegisterBlock,
     RowTiling,
     StrassenTiling,
     Tiling,
@@ -161,7 +162,8 @@ def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
         case Convolution() if stage.lanewise(lanes):
             return list(_lanewise_blocks(stage, machine))
         case Convolution():
-            return list(_dense_blocks(stage, machine))
+            paired = machine.selects_per_cycle > 0 and stage.group_out % lanes > 0
+            return list(_dense_blocks(stage, machine, paired))
         case Pooling():
             most = min(MOST_LANEWISE_VECTORS, max(1, ceil_div(stage.channels, lanes)))
             return [
@@ -182,7 +184,7 @@ def product_blocks(product: Convolution, machine: Machine) -> list[DenseTiling]:
     return [block for block in _dense_blocks(product, machine) if not is_tight(block, machine)]
 
 
-def _dense_blocks(conv: Convolution, machine: Machine) -> Iterator[DenseTiling]:
+def _dense_blocks(conv: Convolution, machine: Machine, paired: bool = False) -> Iterator[DenseTiling]:
     lanes = machine.vector_lanes
     panels = [(lanes,) * count for count in range(1, MOST_PANEL_VECTORS + 1) if lanes * count <= conv.group_out]
     if conv.group_out < lanes * MOST_PANEL_VECTORS:
@@ -190,12 +192,12 @@ def _dense_blocks(conv: Convolution, machine: Machine) -> Iterator[DenseTiling]:
         if exact not in panels:
             panels.append(exact)
     for panel in panels:
-        # Accumulators, a weight per vector of the panel, one broadcast input.
-        most_columns = (machine.vector_registers - 1 - len(panel)) // len(panel)
         panel_count = ceil_div(conv.group_out, sum(panel))
-        for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):
+        for columns in range(1, max(1, conv.out_width) + 1):
+            if RegisterBlock(columns, panel, paired).registers > machine.vector_registers:
+                break
             repeat = max(segment.repeat for segment in conv.column_segments(columns))
-            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count)
+            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, paired)
 
 
 def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
@@ -242,7 +244,7 @@ def _dense_task_sizes(block: DenseTiling, threads: int) -> Iterator[DenseTiling]
             # Rows are cut before columns are: part of a row only where a task has but one.
             parts = _even_parts(block.blocks, threads) if rows == 1 else (block.blocks,)
             for blocks in parts:
-                yield DenseTiling(block.columns, block.panel, rows, blocks, panels)
+                yield replace(block, rows=rows, blocks=blocks, panels=panels)
 
 
 def _even_parts(extent: int, threads: int) -> Iterable[int]:

@@ -8,25 +8,31 @@ files that you would run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Final
 
 import numpy as np
 import torch
 
-from sepc import __version__ as sepc_version
-from sepc.cost_model.detect import HostCpu, host_cpu
 from sepc.errors import ArtifactError, SepcError
 from sepc.runtime.encoding import Decoder, Encoder
 from sepc.runtime.executable import Executable, aligned_bytes
+from sepc.runtime.manifest import (
+    MALFORMED,
+    MANIFEST,
+    Heading,
+    Member,
+    damaged,
+    heading_of,
+    require_format,
+    unreadable,
+)
 from sepc.runtime.program import Program
 from sepc.runtime.soundness import require_sound
 from sepc.runtime.specialization import Description, Specialization
@@ -34,36 +40,13 @@ from sepc.target import Target
 
 FORMAT: Final = "sepc"
 FORMAT_VERSION: Final = 1
-MANIFEST: Final = "manifest.json"
 
 
 @dataclass(frozen=True)
-class Member:
-    """A member of the archive, as the manifest tells of it: blake2b with 32 bytes, in hexadecimal digits."""
+class Manifest(Heading):
+    """What a file begins with; `specializations` is how many there are."""
 
-    size_bytes: int
-    blake2b: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a file begins with.
-
-    Attributes:
-        format, format_version: what sort of file this is.
-        versions: of sepc, torch and TVM, with which it was made.
-        target: what it was compiled for. cpu_features: LLVM's names of what its kernels may use.
-        specializations: how many there are.
-        members: all other members of the archive.
-    """
-
-    format: str
-    format_version: int
-    versions: dict[str, str]
-    target: Target
-    cpu_features: tuple[str, ...]
     specializations: int
-    members: dict[str, Member]
 
 
 @dataclass(frozen=True)
@@ -103,41 +86,13 @@ def load(path: Path) -> tuple[Target, list[Specialization]]:
     except SepcError:
         raise
     except OSError as error:
-        why = error.strerror or str(error)
-        raise ArtifactError("The file cannot be read", where=str(path), why=why, fix="check the path") from error
-    except (*_MALFORMED, zipfile.BadZipFile) as error:
-        why = str(error) or type(error).__name__
-        fix = "copy it again from where it was saved, or compile and save the model anew"
-        raise ArtifactError("The file is no artefact of sepc, or damaged", where=str(path), why=why, fix=fix) from error
+        raise unreadable(path, error) from error
+    except (*MALFORMED, zipfile.BadZipFile) as error:
+        raise damaged(path, error) from error
     # All that can be wrong with the file has been found before the first library is loaded.
     loaded = [Executable.load(entry.program, library, constants) for entry, library, constants in entries]
     descriptions = (entry.description for entry, _, _ in entries)
     return manifest.target, list(map(Specialization, descriptions, loaded))
-
-
-# What zipfile, json and the decoder raise for files that somebody has changed.
-_MALFORMED = (ValueError, TypeError, LookupError, AttributeError, AssertionError, EOFError, RuntimeError, OverflowError)
-
-
-def versions() -> dict[str, str]:
-    """The versions that an artefact is made with; TVM's without importing it."""
-    found = {"sepc": sepc_version, "torch": torch.__version__}
-    for name in ("apache-tvm", "apache-tvm-ffi"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = ""
-    return found
-
-
-def digest(content: bytes | bytearray | memoryview) -> str:
-    """The checksum of a member."""
-    return hashlib.blake2b(content, digest_size=32).hexdigest()
-
-
-def required_features(target: Target) -> tuple[str, ...]:
-    """LLVM's names of the features that code for `target` may use: all that a host with none of them lacks."""
-    return target.missing_features(HostCpu(target.machine.architecture, "", flags=frozenset(), machine_name=""))
 
 
 def _write(file: IO[bytes], target: Target, specializations: Iterable[Specialization]) -> None:
@@ -150,15 +105,7 @@ def _write(file: IO[bytes], target: Target, specializations: Iterable[Specializa
         contents = (text.encode(), executable.library, constants, bytes(encoder.tensors))
         members.update(zip(_names(number), contents, strict=True))
         count += 1
-    manifest = Manifest(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        versions=versions(),
-        target=target,
-        cpu_features=required_features(target),
-        specializations=count,
-        members={name: Member(len(content), digest(content)) for name, content in members.items()},
-    )
+    manifest = Manifest(**heading_of(FORMAT, FORMAT_VERSION, target, members.items()), specializations=count)
     heading = json.dumps(Encoder().encode(manifest), indent=1, ensure_ascii=False)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, content in {MANIFEST: heading.encode(), **members}.items():
@@ -172,7 +119,7 @@ def _names(number: int) -> tuple[str, str, str, str]:
 
 
 def _read(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, list[tuple[Entry, bytes, torch.Tensor]]]:
-    """The manifest, and per specialisation its entry, library and constants. Raises `_MALFORMED` and ArtifactError."""
+    """The manifest, and per specialisation its entry, library and constants. Raises `MALFORMED` and ArtifactError."""
     infos = {info.filename: info for info in archive.infolist()}
     if MANIFEST not in infos or len(infos) != len(archive.infolist()):
         raise ValueError("it is a zip archive of something else")
@@ -181,7 +128,7 @@ def _read(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, list[tuple[En
     expected = {name for number in range(min(count, len(infos))) for name in _names(number)}
     if count < 1 or infos.keys() != {MANIFEST, *expected} or manifest.members.keys() != expected:
         raise ValueError("its members are not those that its manifest lists")
-    _require_host(manifest, path)
+    manifest.require_host(path)
     entries = []
     for number in range(count):
         text, library, constants, tensors = (
@@ -198,15 +145,7 @@ def _read(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, list[tuple[En
 
 def _manifest(content: bytes, path: Path) -> Manifest:
     found = json.loads(content)
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError("it is a zip archive of something else")
-    if found.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(
-            "The file has another format",
-            where=str(path),
-            why=f"it is of version {found.get('format_version')}, sepc {sepc_version} reads {FORMAT_VERSION}",
-            fix="load it with the version of sepc that saved it, or compile and save the model anew",
-        )
+    require_format(found, FORMAT, FORMAT_VERSION, path)
     manifest: Manifest = Decoder().decode(Manifest, found)
     return manifest
 
@@ -215,24 +154,4 @@ def _checked(archive: zipfile.ZipFile, info: zipfile.ZipInfo, expected: Member) 
     """A member whose size and checksum are those of the manifest."""
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != expected.size_bytes:
         raise ValueError(f"{info.filename} has not the size that the manifest tells")
-    content = archive.read(info)
-    if digest(content) != expected.blake2b:
-        raise ValueError(f"the checksum of {info.filename} is wrong")
-    return content
-
-
-def _require_host(manifest: Manifest, path: Path) -> None:
-    """Nothing, if this host can run the kernels; raises ArtifactError otherwise."""
-    target, host = manifest.target, host_cpu()
-    try:
-        more = tuple(set(manifest.cpu_features) - set(required_features(target)))
-        missing = (*target.missing_features(host), *sorted(host.lacks(more)))
-    except KeyError as error:
-        raise ValueError(f"it is compiled for a core that this sepc does not know, {target.llvm_cpu!r}") from error
-    if missing:
-        raise ArtifactError(
-            f"This host cannot run kernels for {target.llvm_cpu} (target '{target.name}')",
-            where=str(path),
-            why=f"it lacks {', '.join(missing)}",
-            fix="compile for a target that all hosts have, such as 'x86-64-v3', and save that",
-        )
+    return expected.require(info.filename, archive.read(info))

@@ -12,19 +12,13 @@ import torch
 from torch._ops import OpOverload
 
 from sepc.errors import ArtifactError
+from sepc.runtime.records import Value
 
 Function = Callable[..., Any]
 
 GETITEM = "getitem"
 # Namespaces of operators that a file may name, and the package that registers them.
 NAMESPACES = {"aten": "torch", "torchvision": "torchvision"}
-
-
-@dataclass(frozen=True)
-class Value:
-    """Value number `index` of a graph: its inputs come first, then its constants, then what its operators return."""
-
-    index: int
 
 
 @dataclass(frozen=True)

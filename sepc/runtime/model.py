@@ -42,7 +42,7 @@ class Model(ABC):
         `sepc.compile` raises when the shapes are new and the model may compile.
         """
         if not self._runnable:
-            require_runner(self.target)
+            self._require_runnable()
             self._runnable = True
         specialization, tensors = self._resolve(args, kwargs)
         return specialization.run(tensors)
@@ -64,7 +64,7 @@ class Model(ABC):
 
     def profile(self, *args: Any, repeats: int = 50, **kwargs: Any) -> Profile:
         """Measured time of each region for these arguments, median of so many runs, beside its prediction."""
-        self.target.require_runnable()
+        self._require_runnable(timed=True)
         specialization, tensors = self._resolve(args, kwargs)
         specialization.run(tensors)
         return Profile.of(specialization.description.regions, specialization.profile(tensors, repeats))
@@ -77,6 +77,13 @@ class Model(ABC):
         self._current()
         different = {id(one): one for one in self._specializations.values()}
         artifact.save(Path(path), self.target, different.values())
+
+    def _require_runnable(self, *, timed: bool = False) -> None:
+        """Nothing, if it can run, and with `timed` tell how long that takes; raises TargetError otherwise."""
+        if timed:
+            self.target.require_runnable()
+        else:
+            require_runner(self.target)
 
     def _current(self) -> Specialization:
         if self._latest is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,10 @@ import torch
 from torch import nn
 
 from benchmarks.separate import __main__ as benchmark
-from benchmarks.separate import networks
+from benchmarks.separate import networks, ours
 from benchmarks.separate.data import FOLDER_VARIABLE, Images, MissingDataError, load
+from benchmarks.separate.results import CALIBRATED, DENSE, OURS, read
+from benchmarks.separate.subject import with_means_of
 
 
 def write_data(folder: Path, count: int) -> None:
@@ -87,20 +88,34 @@ def test_accuracy_is_in_percent() -> None:
     assert networks.accuracy(lambda x: x.roll(1, 1), images) == 0
 
 
+def test_means_and_variances_are_those_of_the_images() -> None:
+    torch.manual_seed(0)
+    model, images = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU()).eval(), 3 + 2 * torch.randn(64, 1, 8, 8)
+    with torch.no_grad():
+        found = with_means_of(model, images)(images)
+    assert abs(float(found.mean()) - 0.4) < 0.02, "of half a normal distribution"
+    assert not with_means_of(model, images).training
+    assert torch.equal(model(images), nn.functional.batch_norm(images, *STANDARD).relu()), "the original is not changed"
+
+
+STANDARD = torch.zeros(1), torch.ones(1)
+
+
 def test_what_was_measured_is_written(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(1)
     monkeypatch.setattr(benchmark, "trained", lambda name, seed, folder: tiny().eval())
-    monkeypatch.setattr(benchmark, "STEPS", 2)
-    monkeypatch.setattr("benchmarks.fma_bound.TURN_S", 0.01)
-    arguments = ["--networks", "vgg", "--speedups", "1.2", "1000", "--rounds", "3", "--output", str(data)]
-    assert benchmark.main(arguments) == 0
-    dense, separated = json.loads((data / "separate.json").read_text())
-    assert (dense["wanted"], separated["wanted"]) == (1.0, 1.2)
-    assert separated["speedup"] > 0
-    assert separated["multiply_adds"] > 1
-    assert 0 <= separated["top1"] <= 100
-    assert "1.2×: measured" in (data / "separate.txt").read_text()
-    assert (data / "separate.svg").read_text().startswith("<?xml")
-    assert "1000×: the most that all forms together are predicted to gain" in capsys.readouterr().out
+    monkeypatch.setattr(ours, "STEPS", 2)
+    monkeypatch.setattr("benchmarks.separate.bisection.STEPS", 2)
+    arguments = ["--networks", "vgg", "--seeds", "0", "--rounds", "3", "--distill-steps", "2", "--output", str(data)]
+    assert benchmark.main([*arguments, "--methods", "sepc", "low-rank", "--speedups", "1.2", "1000"]) == 0
+    rows = read(data / "separate.json")
+    assert [(row.method, row.wanted) for row in rows[:2]] == [(DENSE, 1.0), (CALIBRATED, 1.2)]
+    assert {row.method for row in rows} == {DENSE, *OURS, "low-rank"}
+    assert all(row.speedup > 0 and 0 <= row.top1 <= 100 for row in rows)
+    assert rows[1].multiply_adds > 1
+    output = capsys.readouterr().out
+    assert "1.2×: measured" in output
+    assert "1000×: the most that all forms together are predicted to gain" in output
+    assert "low-rank: 1000× is out of reach" in output

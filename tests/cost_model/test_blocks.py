@@ -56,6 +56,14 @@ def test_narrow_vectors_cost_as_much_as_full_ones_on_full_width_units_only() -> 
     assert _dense(conv, 8, (8, 8, 8), ZEN4) < 1.1 * _dense(conv, 8, (16, 8), ZEN4)
 
 
+def test_narrow_vectors_of_two_columns_cost_as_much_as_one() -> None:
+    conv = _pointwise(3136, 96, 24)
+    apart, paired = (DenseTiling(8, (16, 8), 1, 1000, 1000, pairs) for pairs in (False, True))
+    ratio = compute_cycles(conv, paired, ZEN5) / compute_cycles(conv, apart, ZEN5)
+    assert 0.74 < ratio < 0.8  # three multiply-adds instead of four
+    assert (apart.block.accumulators, paired.block.accumulators) == (16, 12)
+
+
 def test_column_tails_cost_what_they_cost() -> None:
     # Fifteen columns in blocks of fourteen leave one, which waits for the latency.
     assert _dense(_pointwise(15, 512, 32), 14, (16, 16)) > 1.2 * _dense(_pointwise(14, 512, 32), 14, (16, 16))

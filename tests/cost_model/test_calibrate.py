@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import sepc
+from sepc.backends.rpc import Board
 from sepc.cost_model import calibrate, calibration, detect
 from sepc.cost_model.calibration import FILE_NAME, LevelRates, Measurements, calibrated, store, with_stored
 from sepc.cost_model.machine import Machine
 from sepc.target import Target
+from tests.rpc import needs_rpc, server, tracker
 
 ZEN5 = replace(Machine.load("znver5"), cores=8)
 MEASURED = Measurements(
@@ -183,6 +189,71 @@ def test_native_means_the_calibrated_host(monkeypatch: pytest.MonkeyPatch) -> No
     found = sepc.calibrate()
     assert found.barrier_us == MEASURED.barrier_us
     assert detect.detect_host() == Target.parse("native").machine == found
+
+
+@needs_rpc
+def test_devices_behind_a_tracker_are_measured_at_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "SAMPLE_SECONDS", 0.002)
+    monkeypatch.setattr(calibrate, "SAMPLES", 3)
+    monkeypatch.setattr(calibrate, "working_sets", lambda machine: [4096] * len(machine.levels))
+    together: list[tuple[float, float]] = []
+    execute = Board.execute
+
+    def noted(*arguments: Any) -> str:
+        start = time.monotonic()
+        text = execute(*arguments)
+        together.append((start, time.monotonic()))
+        return text
+
+    monkeypatch.setattr(Board, "execute", noted)
+    with tracker() as one, server(one, "board"), server(one, "board"):
+        remote = sepc.remote(one.address, key="board", timeout_s=120)
+        machine = sepc.calibrate(runner=remote)
+        remote.close()
+    (first, first_end), (second, second_end) = together
+    assert second < first_end
+    assert first < second_end
+    described = detect.describe_host(detect.host_cpu())
+    assert [level.size_bytes for level in machine.levels] == [level.size_bytes for level in described.levels]
+    assert machine != described
+    assert 0.5 < machine.clock_ghz < 7
+    assert not cache.exists()  # That is for this host's own figures.
+    assert Target.parse("x86-64-v3").with_machine(machine).machine == machine
+
+
+def test_of_several_measurements_the_best_counts() -> None:
+    slow = replace(MEASURED, clock_ghz=3.0, barrier_us=9.0, levels=(LevelRates(1.0, 999.0, 2.0), *MEASURED.levels[1:]))
+    found = calibrate.best([MEASURED, slow])
+    assert found == replace(MEASURED, levels=(LevelRates(500.0, 999.0, 4000.0), *MEASURED.levels[1:]))
+
+
+class Devices:
+    """Devices that print what they are told."""
+
+    def __init__(self, *printed: tuple[str, str]) -> None:
+        self.printed = printed
+
+    @contextmanager
+    def boards(self) -> Iterator[list[Any]]:
+        yield [
+            SimpleNamespace(
+                address=f"board {number}",
+                cpu=lambda target, name=name: replace(detect.host_cpu(), model_name=name),
+                machine=lambda target: detect.describe_host(detect.host_cpu()),
+                execute=lambda *arguments, text=text: text,
+            )
+            for number, (name, text) in enumerate(self.printed)
+        ]
+
+
+def test_devices_of_two_kinds_are_refused() -> None:
+    with pytest.raises(sepc.TargetError, match=r"not of one kind(.|\n)*board 0 is (.|\n)*: a, board 1 is (.|\n)*: b"):
+        sepc.calibrate(runner=Devices(("a", ""), ("b", "")))
+
+
+def test_a_device_that_prints_something_else_is_told() -> None:
+    with pytest.raises(sepc.BuildError, match=r"has printed 'clock_ghz 3\.0"):
+        sepc.calibrate(runner=Devices(("a", "clock_ghz 3.0\nfma_per_ns 6.0\n")))
 
 
 def test_a_program_that_fails_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

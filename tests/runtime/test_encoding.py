@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from sepc.errors import ArtifactError
 from sepc.runtime.encoding import Decoder, Encoder, plain_json, plain_value, spec_text
-from sepc.runtime.host_graph import HostGraph, HostOp, Value
+from sepc.runtime.host_graph import HostGraph, HostOp
 from sepc.runtime.program import HostCall, KernelCall, Pointer, Program, Storage, TensorReference
+from sepc.runtime.records import Value
 from sepc.runtime.signature import Constant, Results, Signature
 from sepc.target import Target
 

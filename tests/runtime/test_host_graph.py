@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sepc.errors import ArtifactError
-from sepc.runtime.host_graph import HostGraph, HostOp, Value, function_of, name_of
+from sepc.runtime.host_graph import HostGraph, HostOp, function_of, name_of
+from sepc.runtime.records import Value
 
 aten = torch.ops.aten
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import sepc
 from sepc.cost_model.detect import HostCpu
-from sepc.runtime import artifact
+from sepc.runtime import manifest as manifest_of
 from tests.helpers import Function
 
 ROOT = Path(__file__).parents[2]
@@ -188,7 +188,9 @@ def test_a_file_is_a_plain_archive_with_a_checksum_of_every_member(saved: Any) -
         manifest = json.loads(archive.read("manifest.json"))
         names = archive.namelist()
         assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
-        assert all(artifact.digest(archive.read(name)) == one["blake2b"] for name, one in manifest["members"].items())
+        assert all(
+            manifest_of.digest(archive.read(name)) == one["blake2b"] for name, one in manifest["members"].items()
+        )
     assert sorted(names) == sorted(["manifest.json", *manifest["members"]])
     assert manifest["specializations"] == 3
     assert "avx2" in manifest["cpu_features"]
@@ -245,7 +247,7 @@ def rewritten(path: Path, target: Path, **changes: Callable[[Any], Any]) -> Path
     if isinstance(manifest, dict) and "members" in manifest:
         for name in manifest["members"].keys() & members.keys():
             content = members[name]
-            manifest["members"][name] = {"size_bytes": len(content), "blake2b": artifact.digest(content)}
+            manifest["members"][name] = {"size_bytes": len(content), "blake2b": manifest_of.digest(content)}
     members["manifest.json"] = json.dumps(manifest).encode()
     with zipfile.ZipFile(target, "w") as archive:
         for name, content in members.items():
@@ -334,7 +336,7 @@ def test_a_processor_without_the_features_is_refused_before_anything_is_loaded(
     old = HostCpu(
         "x86-64", "x86-64-v3", frozenset({"avx2", "bmi1", "bmi2", "f16c", "movbe", "popcnt", "abm"}), "x86-64-v3"
     )
-    for module in ("sepc.runtime.artifact", "sepc.target"):
+    for module in ("sepc.runtime.manifest", "sepc.target"):
         monkeypatch.setattr(f"{module}.host_cpu", lambda: old)
     with pytest.raises(sepc.ArtifactError, match=r"cannot run[\s\S]*lacks[^\n]*fma"):
         sepc.load(saved[1])
@@ -351,7 +353,7 @@ def test_a_library_that_the_system_cannot_load_is_explained(saved: Any, tmp_path
         members = {name: archive.read(name) for name in archive.namelist()}
     members["0/library.so"] = b"no library"
     manifest = json.loads(members["manifest.json"])
-    manifest["members"]["0/library.so"] = {"size_bytes": 10, "blake2b": artifact.digest(b"no library")}
+    manifest["members"]["0/library.so"] = {"size_bytes": 10, "blake2b": manifest_of.digest(b"no library")}
     members["manifest.json"] = json.dumps(manifest).encode()
     with zipfile.ZipFile(tmp_path / "m.sepc", "w") as archive:
         for name, content in members.items():

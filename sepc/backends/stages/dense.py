@@ -20,18 +20,9 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
-from sepc.backends.stages.vector import (
-    LINE_FLOATS,
-    Accumulator,
-    Expr,
-    Index,
-    Operand,
-    broadcast,
-    constant,
-    prefetch,
-    ramp,
-)
-from sepc.cost_model.tiling import DenseTiling
+from sepc.backends.stages.registers import Registers
+from sepc.backends.stages.vector import LINE_FLOATS, Expr, Index, Operand, prefetch, ramp
+from sepc.cost_model.tiling import DenseTiling, RegisterBlock
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
 Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, column, first channel
@@ -173,6 +164,7 @@ class DenseStage:
         convolution: the problem. tiling: its blocking.
         source: input over (batch, row, column, channel). weight: packed weights, flat.
         bias: flat buffer of output channels, or None. sink: what becomes of finished vectors.
+        one: `Frame.one`.
         turn_rows: how many rows `emit_rows` is asked for at a time, about.
         factor: instead of packed weights, a tensor over (batch, row, input channel, output channel).
     """
@@ -183,6 +175,7 @@ class DenseStage:
     weight: Expr
     bias: Expr | None
     sink: Sink
+    one: Expr
     turn_rows: int = 1
     factor: Operand | None = None
 
@@ -280,55 +273,53 @@ class _Block:
     def emit(self, start: Index, segment: ColumnSegment) -> None:
         """Compute the block whose first column is `start` and hand each finished vector to the sink."""
         stage, conv = self.stage, self.stage.convolution
-        width = sum(self.panels.widths)
-        lane_offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
-        channel = self.group * conv.group_out + self.panel * width
-        registers = [[Accumulator(lanes) for lanes in self.widths] for _ in range(segment.columns)]
-        for lanes, offset, *column in zip(self.widths, lane_offsets, *registers, strict=True):
-            initial = constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(channel + offset, lanes)])
-            for register in column:
-                register.set(initial)
+        channel = self.group * conv.group_out + self.panel * sum(self.panels.widths)
+        registers = Registers(RegisterBlock(segment.columns, self.widths, stage.tiling.paired), stage.one)
+        vectors = list(zip(registers.offsets, self.widths, strict=True))
+        bias = stage.bias
+        registers.start(None if bias is None else [T.Bind(bias[ramp(channel + offset, n)]) for offset, n in vectors])
         with row_taps(conv, self.image, self.row) as tap:
-            self._reduce(start, segment, registers, lane_offsets, tap)
-        for column_index, column in enumerate(registers):
-            for register, offset in zip(column, lane_offsets, strict=True):
-                stage.sink((*self.image, self.row, start + column_index, channel + offset), register.value)
+            self._reduce(start, segment, registers, tap)
+        for column, offset, value in registers.results():
+            stage.sink((*self.image, self.row, start + column, channel + offset), value)
 
-    def _reduce(
-        self,
-        start: Index,
-        segment: ColumnSegment,
-        registers: list[list[Accumulator]],
-        lane_offsets: list[int],
-        tap_row: RowTap,
-    ) -> None:
+    def _reduce(self, start: Index, segment: ColumnSegment, registers: Registers, tap_row: RowTap) -> None:
         """Add the products of one kernel row to the registers."""
-        stage, conv = self.stage, self.stage.convolution
-        reduction = conv.taps * conv.group_in
-        panel_base = (self.group * conv.group_out + self.panel * sum(self.panels.widths)) * reduction
-        share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
+        conv = self.stage.convolution
         for tap in range(conv.kernel[1]):
-            valid = [
-                index
-                for index in range(segment.columns)
-                if segment.interior or conv.column_valid(segment.start + index, tap)
-            ]
-            if not valid:
+            columns = range(segment.columns)
+            valid = [segment.interior or conv.column_valid(segment.start + column, tap) for column in columns]
+            if not any(valid):
                 continue
-            with loop(conv.group_in) as channel:
-                step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
-                base = panel_base + step * sum(self.widths)
-                vectors = list(zip(lane_offsets, self.widths, strict=True))
-                if stage.factor is not None:
-                    first = (*self.image, self.row, channel)
-                    column = self.panel * sum(self.panels.widths)
-                    weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
-                else:
-                    weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
-                    share.prefetch(stage.weight, step, start)
-                for index in valid:
-                    in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
-                    in_channel = self.group * conv.group_in + channel
-                    value = stage.source.load((*tap_row.image, tap_row.row, in_column, in_channel))
-                    for register, weight in zip(registers[index], weights, strict=True):
-                        register.set(register.value + broadcast(value, register.lanes) * weight)
+            # The first step of all is no part of the loop: there, the bias needs no copies of its own.
+            apart = conv.taps == 1
+            if apart:
+                self._step(start, valid, registers, tap_row, tap, 0)
+            if conv.group_in > apart:
+                with T.serial(int(apart), conv.group_in) as channel:
+                    self._step(start, valid, registers, tap_row, tap, channel)
+
+    def _step(
+        self, start: Index, valid: list[bool], registers: Registers, tap_row: RowTap, tap: int, channel: Index
+    ) -> None:
+        """Add the products of one tap and one input channel of the group; only `valid` columns have that tap."""
+        stage, conv, panel = self.stage, self.stage.convolution, sum(self.panels.widths)
+        reduction = conv.taps * conv.group_in
+        panel_base = (self.group * conv.group_out + self.panel * panel) * reduction
+        step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
+        vectors = list(zip(registers.offsets, self.widths, strict=True))
+        if stage.factor is not None:
+            first, column = (*self.image, self.row, channel), self.panel * panel
+            weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
+        else:
+            base = panel_base + step * sum(self.widths)
+            weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
+            share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
+            share.prefetch(stage.weight, step, start)
+        inputs: list[Expr | None] = []
+        for index, is_valid in enumerate(valid):
+            in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
+            in_channel = self.group * conv.group_in + channel
+            position = (*tap_row.image, tap_row.row, in_column, in_channel)
+            inputs.append(stage.source.load(position) if is_valid else None)
+        registers.multiply_add(inputs, weights)

@@ -38,6 +38,11 @@ class Frame:
     thread: Expr
     threads: Expr
 
+    @property
+    def one(self) -> Expr:
+        """1, in a form from which LLVM cannot tell that it is."""
+        return tirx.min(self.threads, 1)
+
     @contextmanager
     def tasks(self, counts: Sequence[int]) -> Iterator[tuple[Index, ...]]:
         """Loop over this thread's share of the tasks of an index space, outermost dimension first."""
