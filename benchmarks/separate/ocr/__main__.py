@@ -6,9 +6,9 @@ They are not dependencies of anything here: pip install --no-deps easyocr==1.7.2
 
 The recogniser's convolutional trunk is separated for each speed-up with 512 rendered words, without their texts; steps
 of distillation, where there are any, see 2,048. Counted are those of other words that the whole recogniser reads
-without a mistake. The detector is separated with pages; its maps of scores are compared with those before, by their relative
-error, and by where they say there is text.
-Latency is that of one word's image, or one page, compiled by sepc, against the dense network compiled by sepc, in turn.
+without a mistake. The detector is separated with pages; its maps of scores are compared with those before, by their
+relative error, and by where they say there is text. Latency is that of one word's image, or one page, compiled by
+sepc, against the dense network compiled by sepc, in turn.
 Writes separate_ocr.json and separate_ocr.txt.
 """
 
