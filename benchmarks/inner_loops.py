@@ -1,12 +1,15 @@
 """How near the innermost loops of convolutions come to their multiply-adds' bound on cores that are not at hand.
 
     python -m benchmarks.inner_loops --targets arm64:cortex-a72 arm64:neoverse-n1 --models mobilenetv2_100
+    python -m benchmarks.inner_loops --dtype float16
 
 LLVM's machine code analyser (`llvm-mca`, Debian: apt install llvm-19) simulates the loop with most products of
 each kernel, its data in the first-level cache, by LLVM's model of the core. The bound is what the same analyser says of
 these multiply-adds alone, without anything that they depend on. Models of several cores are one in LLVM: that of a
-Cortex-A57 stands for A72 and A76 as well. Vectors loaded from or stored to the stack in such a loop are counted: none
-should be. Products of halves need an eighth fewer multiply-adds than the layer has, which is not counted here.
+Cortex-A57 stands for A72 and A76 as well. That has no arithmetic in float16: of loops in it, an A76's are judged by the
+model of a Neoverse N1, which is of the same pipelines (Arm's optimization guides of both). Vectors loaded from or
+stored to the stack in such a loop are counted: none should be. Products of halves need an eighth fewer multiply-adds
+than the layer has, which is not counted here.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,12 +31,20 @@ from torch import nn
 import sepc
 from benchmarks import models
 from benchmarks.compare import RESULTS
+from sepc.ir.element import ElementName
 
-TARGETS: Final = ("arm64:cortex-a72", "arm64:cortex-a76", "arm64:neoverse-n1")
+TARGETS: Final = {
+    "float32": ("arm64:cortex-a72", "arm64:cortex-a76", "arm64:neoverse-n1"),
+    "float16": ("arm64:cortex-a76", "arm64:neoverse-n1"),
+}
+MODELS_OF_CORES: Final = {("cortex-a76", "float16"): "neoverse-n1"}
+"""The core by whose model another one's loops are judged."""
+ARRANGEMENTS: Final = {"float32": "4s", "float16": "8h"}
+"""How assembly calls full vectors of a type."""
 MODELS: Final = ("mobilenetv2_100", "fasternet_t0")
 ITERATIONS: Final = 200
 MULTIPLY_ADD: Final = re.compile(r"\s+fmla\s+v")
-BY_ELEMENT: Final = re.compile(r"\s+fmla\s+v.*\.s\[\d\]")
+BY_ELEMENT: Final = re.compile(r"\s+fmla\s+v.*\.[hs]\[\d\]")
 STACK_VECTOR: Final = re.compile(r"\s+(ldr|ldp|str|stp)\s+[qsd]\d.*\[sp")
 BRANCH: Final = re.compile(r"\s+(?:b|b\.\w+|cbn?z\s+\w+,|tbn?z\s+[^.]*,)\s+(\.L\w+)")
 LABEL: Final = re.compile(r"(\.L\w+):")
@@ -68,16 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.inner_loops", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--targets", nargs="+", default=TARGETS, metavar="TARGET", help="64-bit Arm cores")
+    parser.add_argument("--targets", nargs="+", metavar="TARGET", help="64-bit Arm cores")
+    parser.add_argument("--dtype", choices=ARRANGEMENTS, default="float32", help="the type in which kernels compute")
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="MODEL", help="timm models")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="default: benchmarks/results")
     options = parser.parse_args(arguments)
     lines, missed = [], 0
     layers = {text: layer for name in options.models for text, layer in layers_of(name).items()}
-    for target in options.targets:
+    for target in options.targets or TARGETS[options.dtype]:
         shares: dict[str, list[float]] = {}
         for layer in layers.values():
-            tiling, found = measure(layer, target)
+            tiling, found = measure(layer, target, options.dtype)
             shares.setdefault(layer.kind, []).append(found.share)
             missed += found.stack_accesses > 0 and layer.kind in ("dense", "pointwise")
             lines.append(
@@ -88,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kind, own in shares.items():
             lines.append(f"{target:18} {kind}: {len(own)} layers, {min(own):.1%} of the bound at least")
             print(lines[-1], flush=True)
-    (options.output / "inner_loops.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    name = "inner_loops.txt" if options.dtype == "float32" else f"inner_loops_{options.dtype}.txt"
+    (options.output / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 1 if missed else 0
 
 
@@ -123,15 +137,17 @@ def _layer(module: nn.Module, shape: tuple[int, ...]) -> Layer:
     return Layer(kind, text, module, shape)
 
 
-def measure(layer: Layer, target: str) -> tuple[str, Found]:
+def measure(layer: Layer, target: str, dtype: ElementName = "float32") -> tuple[str, Found]:
     """The tiling of the layer's kernel, with a ReLU, and what the analyser says of its innermost loop."""
-    x = torch.randn(layer.shape)
+    # A model in the kernels' own type, so that no conversions are among the loops.
+    own = getattr(torch, dtype)
+    x = torch.randn(layer.shape, dtype=own)
     x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-    model = nn.Sequential(layer.module, nn.ReLU()).eval()
-    compiled = sepc.compile(model, target=target, num_threads=1, example_inputs=(x,))
+    model = nn.Sequential(deepcopy(layer.module).to(own), nn.ReLU()).eval()
+    compiled = sepc.compile(model, target=target, dtype=dtype, num_threads=1, example_inputs=(x,))
     region = max((one for one in compiled.regions if one.symbols), key=lambda one: one.flops)
     loops = list(innermost_loops(compiled.source(region, "asm")))
-    return region.tiling, analyse(max(loops, key=_products), compiled.target.llvm_cpu)
+    return region.tiling, analyse(max(loops, key=_products), compiled.target.llvm_cpu, dtype)
 
 
 def innermost_loops(assembly: str) -> Iterator[list[str]]:
@@ -155,10 +171,12 @@ def _products(body: Sequence[str]) -> tuple[int, int]:
     return sum(BY_ELEMENT.match(line) is not None for line in body), _multiply_adds(body)
 
 
-def analyse(body: Sequence[str], core: str) -> Found:
+def analyse(body: Sequence[str], core: str, dtype: ElementName = "float32") -> Found:
     """What the analyser says of a loop's `body` on `core`."""
     # Each multiply-add by itself, into one of as many registers as hide the latency.
-    alone = [f"fmla v{number % 30}.4s, v30.4s, v31.4s" for number in range(_multiply_adds(body))]
+    full = ARRANGEMENTS[dtype]
+    alone = [f"fmla v{number % 30}.{full}, v30.{full}, v31.{full}" for number in range(_multiply_adds(body))]
+    core = MODELS_OF_CORES.get((core, dtype), core)
     stack = sum(STACK_VECTOR.match(line) is not None for line in body)
     return Found(len(alone), _cycles(body, core), _cycles(alone, core), stack)
 

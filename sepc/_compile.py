@@ -22,6 +22,7 @@ from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
 from sepc.frontend.export import Captured, export, finish
 from sepc.ir import ops, region
+from sepc.ir.element import ElementName
 from sepc.runtime.executable import AnyExecutable
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Signature, TensorLeaf
@@ -40,6 +41,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     model: nn.Module | ExportedProgram,
     *,
     target: str | Target = "native",
+    dtype: ElementName | torch.dtype = "float32",
     example_inputs: Sequence[Any] | None = None,
     num_threads: int | None = None,
     optimize: Objective = "time",
@@ -53,8 +55,11 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
 
     Args:
         model: a module in eval mode, with parameters on the CPU, or an ExportedProgram. Kernels compute float32,
-            float16 and bfloat16, all in float32; PyTorch computes other types.
-        target: "native", "x86-64-v3", "x86-64-v4" or "x86:<llvm cpu>".
+            float16 and bfloat16, all in `dtype`; PyTorch computes other types.
+        target: "native", "x86-64-v3", "x86-64-v4", "arm64", or "x86:<llvm cpu>" or "arm64:<llvm cpu>".
+        dtype: the type in which kernels compute, and in which weights and intermediate results are kept: "float32", or
+            "float16", of Armv8.2 and later, with sums of float32 where they are long, and results to some 1e-2. Inputs
+            and results have the model's own types either way.
         example_inputs: positional arguments to compile for now; else each new input shape compiles at its first call.
         num_threads: threads per call; by default those of ``torch.get_num_threads()`` at the call.
         optimize: "time", or "memory" for the smallest arena: chains as long and windows as small as that takes.
@@ -66,8 +71,9 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         runner: a device that runs it, from `sepc.remote`, instead of this host.
 
     Raises:
-        TargetError: the target is unknown. ModelError: the model cannot be compiled. InputError: an input does not fit.
-        BuildError: TVM or the C compiler is missing or failed. DeviceError, at a call: the runner is lost.
+        TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled.
+        InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed. DeviceError, at a
+        call: the runner is lost.
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")
@@ -76,8 +82,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         raise InputError(f"There is nothing to optimize called {optimize!r}", fix=f"give {choices}")
     if separate != "exact":
         model = _separated(model, separate)
-    parsed = Target.parse(target)
-    compiled = CompiledModel(model, parsed, num_threads, optimize, shape_limit, fullgraph, verify_each, runner)
+    for_target = Target.parse(target).computing_in(dtype)
+    compiled = CompiledModel(model, for_target, num_threads, optimize, shape_limit, fullgraph, verify_each, runner)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
@@ -98,6 +104,7 @@ def explain(
     model: nn.Module | ExportedProgram,
     *inputs: Any,
     target: str | Target = "native",
+    dtype: ElementName | torch.dtype = "float32",
     num_threads: int | None = None,
     optimize: Objective = "time",
     verify_each: bool = False,
@@ -111,11 +118,14 @@ def explain(
         model: a module, or an ExportedProgram.
         *inputs: the arguments to explain it for.
         target: as all that follows, and what is raised, as for `compile`.
+        dtype: the type in which kernels compute.
         num_threads: threads per call.
         optimize: "time" or "memory".
         verify_each: compare results before and after every pass.
     """
-    compiled = compile(model, target=target, num_threads=num_threads, optimize=optimize, verify_each=verify_each)
+    compiled = compile(
+        model, target=target, dtype=dtype, num_threads=num_threads, optimize=optimize, verify_each=verify_each
+    )
     return compiled.explain(*inputs)
 
 
@@ -277,7 +287,8 @@ def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], lis
     captured = finish(job.exported)
     order = _match_inputs(captured, job.signature)
     clock.lap("capture")
-    context = PassContext(target=job.target, machine=job.target.machine, threads=job.threads)
+    target = job.target
+    context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
     manager = PassManager(pipeline(job.optimize), verify_each=job.verify_each)
     records = manager.run(captured.graph_module, context)
     clock.lap("passes")

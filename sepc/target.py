@@ -16,14 +16,18 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sepc.cost_model.calibration import with_stored
-from sepc.cost_model.cpus import CPUS, FAMILIES, X86, Family
+from sepc.cost_model.cpus import ARM, CPUS, FAMILIES, X86, Family
 from sepc.cost_model.detect import HostCpu, describe_host, host_cpu
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.x86_cpus import FEATURES_LINUX_HIDES, X86_CPUS_TOO_OLD
-from sepc.errors import TargetError
+from sepc.errors import InputError, TargetError
+from sepc.ir.element import ELEMENTS, FLOAT16, FLOAT32, Element
+
+if TYPE_CHECKING:
+    import torch
 
 TRIPLES: Final = {"x86-64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 """What LLVM calls a system of each architecture; kernels ask nothing of the system, only where it keeps arguments."""
@@ -39,6 +43,7 @@ class Target:
         features: LLVM features to add ('+avx2') or to leave out ('-gfni', where this host's hypervisor hides it).
         vector_bits: width of the vectors that kernels use.
         machine: figures for the cost model.
+        dtype: the type in which kernels compute what a model has in float32.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Target:
     features: tuple[str, ...]
     vector_bits: int
     machine: Machine
+    dtype: str = "float32"
 
     @staticmethod
     def parse(name: str | Target) -> Target:
@@ -75,7 +81,40 @@ class Target:
     @property
     def text(self) -> str:
         """The name, with LLVM's name of the core where it does not say that."""
-        return self.name if self.name.endswith(self.llvm_cpu) else f"{self.name} ({self.llvm_cpu})"
+        name = self.name if self.name.endswith(self.llvm_cpu) else f"{self.name} ({self.llvm_cpu})"
+        return name if self.dtype == FLOAT32.name else f"{name} in {self.dtype}"
+
+    @property
+    def element(self) -> Element:
+        """`dtype`, with what is to be known of it."""
+        return ELEMENTS[self.dtype]
+
+    @property
+    def has_float16(self) -> bool:
+        """Whether it has arithmetic on vectors of float16 that sepc has kernels for: that of Armv8.2."""
+        cpu = CPUS[self.llvm_cpu]
+        return "fullfp16" in cpu.features and "-fullfp16" not in self.features and cpu.architecture == "aarch64"
+
+    def computing_in(self, dtype: str | torch.dtype) -> Target:
+        """This target with kernels that compute in `dtype`.
+
+        Raises:
+            InputError: kernels compute in no such type. TargetError: not on this target.
+        """
+        name = str(dtype).removeprefix("torch.")
+        if name not in ELEMENTS:
+            choices = " or ".join(f'"{one}"' for one in ELEMENTS)
+            raise InputError(f"Kernels do not compute in {name!r}", where="dtype", fix=f"give {choices}")
+        element = ELEMENTS[name]
+        if element == FLOAT16 and not self.has_float16:
+            targets = [one for one in ARM.names if (cpu := ARM.find(one)) is not None and "fullfp16" in cpu.features]
+            raise TargetError(
+                f"There is no arithmetic in float16 for the target '{self.name}'",
+                where=f"target='{self.name}', dtype='{name}'",
+                why=f"it takes a 64-bit Arm core with the FP16 instructions of Armv8.2, which {self.llvm_cpu} lacks",
+                fix=f"leave out dtype, or compile for one that has it: {', '.join(sorted(targets))}",
+            )
+        return replace(self, dtype=element.name)
 
     @property
     def is_of_host_architecture(self) -> bool:

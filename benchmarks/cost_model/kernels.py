@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cost_model.regions import FLOAT_BYTES, Region
-from sepc.backends.arguments import FloatArray, Result, Scratch
+from sepc.backends.arguments import Result, Scratch
 from sepc.backends.build import compile_objects, link
 from sepc.backends.regions import LoweredKernel, lower, lower_chain
+from sepc.backends.stages.vector import FloatArray
 from sepc.cost_model.tiling import ChainTiling, Tiling
 from sepc.passes.plan_memory import GAP_BYTES
 from sepc.runtime.executable import aligned_bytes

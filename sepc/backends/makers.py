@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from sepc.backends.arguments import THREAD_GAP_ELEMENTS, Arguments, FloatArray
+from sepc.backends.arguments import THREAD_GAP_ELEMENTS, Arguments
 from sepc.backends.sink import Sink, is_transposed
 from sepc.backends.stages import dense, lanewise
 from sepc.backends.stages.chain import RowStage
@@ -25,7 +25,7 @@ from sepc.backends.stages.pooling import PoolingStage
 from sepc.backends.stages.product import ProductStage, Scratch
 from sepc.backends.stages.softmax import SoftmaxStage
 from sepc.backends.stages.strassen import StrassenStage
-from sepc.backends.stages.vector import Operand
+from sepc.backends.stages.vector import FloatArray, Operand
 from sepc.backends.stages.winograd import WinogradStage
 from sepc.cost_model.tiling import (
     DenseTiling,
@@ -38,6 +38,7 @@ from sepc.cost_model.tiling import (
 )
 from sepc.errors import VerificationError
 from sepc.ir import layers
+from sepc.ir.element import FLOAT32
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem
@@ -52,7 +53,7 @@ def stage_maker(problem: Problem, tiling: Tiling, arguments: Arguments, turn_row
 
     In a chain the stage computes about `turn_rows` rows at a time.
     """
-    anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes
+    anchor, stage, lanes = problem.anchor, problem.stage, arguments.lanes(problem.stage.element)
     if isinstance(stage, Map) and anchor is None and isinstance(tiling, RowTiling):
         transposes = any(is_transposed(strides) for strides in problem.operands.values()) and len(stage.extents) > 1
         return lambda frame, read, sink: MappingStage(
@@ -96,11 +97,12 @@ def _plain_maker(
     """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
     packed = _packed(_weight(anchor, conv, arguments), conv, tiling, arguments)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
+    lanes = arguments.lanes(conv.element)
 
     def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
         if isinstance(tiling, LaneTiling):
-            return lanewise.LanewiseStage(conv, tiling, arguments.lanes, read, weights, biases, sink.finish)
+            return lanewise.LanewiseStage(conv, tiling, lanes, read, weights, biases, sink.finish)
         return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, frame.one, turn_rows)
 
     return make
@@ -111,7 +113,7 @@ def _packed(
 ) -> FloatArray:
     """`weight` in the order in which the kernel reads it."""
     if isinstance(tiling, LaneTiling):
-        return lanewise.pack_weights(weight, conv, arguments.lanes)
+        return lanewise.pack_weights(weight, conv, arguments.lanes(conv.element))
     return dense.pack_weights(weight, conv, tiling.panel)
 
 
@@ -132,7 +134,9 @@ def _interleaved_maker(
         for (phase, block), name in zip(blocks, names, strict=True):
             conv, weights, finish = phase.convolution, frame.buffers[name], interleaving(stage, phase, sink.finish)
             if isinstance(block, LaneTiling):
-                stages.append(lanewise.LanewiseStage(conv, block, arguments.lanes, read, weights, biases, finish))
+                stages.append(
+                    lanewise.LanewiseStage(conv, block, arguments.lanes(conv.element), read, weights, biases, finish)
+                )
             else:
                 stages.append(dense.DenseStage(conv, block, read, weights, biases, finish, frame.one))
         return InterleavedStage(stages)
@@ -142,7 +146,7 @@ def _interleaved_maker(
 
 def _normalization_maker(anchor: fx.Node, stage: Normalization, tiling: RowTiling, arguments: Arguments) -> StageMaker:
     """The same for a layer or RMS normalisation or a softmax."""
-    lanes = arguments.lanes
+    lanes = arguments.lanes(stage.element)
     if isinstance(stage, Softmax):
         return lambda frame, read, sink: SoftmaxStage(stage, tiling, lanes, read, sink.finish)
     if layers.RMSNorm.matches(anchor):
@@ -167,12 +171,13 @@ def _group_normalization_maker(
     norm = layers.GroupNorm.of(anchor)
     gain, shift = _optional("gain", norm.weight, arguments), _optional("shift", norm.bias, arguments)
     name, own = _group_scratch(stage, tiling, arguments), thread_elements(stage)
+    lanes = arguments.lanes(stage.element)
 
     def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
         scratch, parameters = frame.buffers[name], (frame.buffers.get(gain), frame.buffers.get(shift))
         start = partial_elements(stage, tiling) + frame.thread * (own + THREAD_GAP_ELEMENTS)
         merged = Operand(scratch, (own // 2, 1), start)
-        return GroupNormalizationStage(stage, tiling, arguments.lanes, read, scratch, merged, *parameters, sink.finish)
+        return GroupNormalizationStage(stage, tiling, lanes, read, scratch, merged, *parameters, sink.finish)
 
     return make
 
@@ -184,13 +189,15 @@ def statistics_maker(
     stage = problem.stage
     if not isinstance(stage, GroupNormalization) or not isinstance(tiling, RowTiling):
         raise _misfit(stage, tiling)
-    name = _group_scratch(stage, tiling, arguments)
-    return lambda frame, read: StatisticsStage(stage, tiling, arguments.lanes, read, frame.buffers[name])
+    name, lanes = _group_scratch(stage, tiling, arguments), arguments.lanes(stage.element)
+    return lambda frame, read: StatisticsStage(stage, tiling, lanes, read, frame.buffers[name])
 
 
 def _group_scratch(stage: GroupNormalization, tiling: RowTiling, arguments: Arguments) -> str:
     """Add the scratch that both phases of a group normalisation share to `arguments`; returns its parameter name."""
-    return arguments.scratch(thread_elements(stage) + THREAD_GAP_ELEMENTS, partial_elements(stage, tiling))
+    per_thread = thread_elements(stage) + THREAD_GAP_ELEMENTS
+    size = FLOAT32.size_bytes  # Statistics are float32, whatever they are of.
+    return arguments.scratch(per_thread * size, partial_elements(stage, tiling) * size)
 
 
 def _factors_maker(
@@ -215,13 +222,13 @@ def _product_maker(
     packed = algorithm.pack_weights(_weight(anchor, conv, arguments), conv, tiling)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
     per_thread = algorithm.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
-    scratch = arguments.scratch(per_thread)
+    scratch = arguments.scratch(per_thread * conv.element.size_bytes)
 
     def make(frame: Frame, read: Operand, sink: Sink) -> RowStage:
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
         memory = Scratch(frame.buffers[scratch], frame.thread * per_thread)
         operands = (read, weights, biases, sink.finish, memory)
-        return algorithm(conv, tiling, arguments.lanes, *operands, problem.epilogue_cost)
+        return algorithm(conv, tiling, arguments.lanes(conv.element), *operands, problem.epilogue_cost)
 
     return make
 

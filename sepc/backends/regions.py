@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import tvm_ffi
 from torch import fx
 
-from sepc.backends.arguments import LINE_ELEMENTS, THREAD_GAP_ELEMENTS, Argument, Arguments
+from sepc.backends.arguments import LINE_BYTES, THREAD_GAP_BYTES, Argument, Arguments
 from sepc.backends.makers import stage_maker, statistics_maker
 from sepc.backends.sink import Sink, extents_of, sink_of
 from sepc.backends.stages.chain import ChainStage
@@ -21,6 +21,7 @@ from sepc.cost_model.tiling import (
     Tiling,
 )
 from sepc.ir import ops
+from sepc.ir.element import Element
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.links import chain_of
 from sepc.ir.phases import Interleaved
@@ -45,7 +46,7 @@ class LoweredKernel:
 
 
 def lower(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int) -> list[LoweredKernel]:
-    """The kernels of `region`, whose loop nest is `problem`, with vectors of `lanes` channels: one for each phase."""
+    """The kernels of `region`, whose loop nest is `problem`, with vectors of `lanes` float32: one for each phase."""
     kernels = [_lower_stage(region, problem, tiling, lanes)]
     if isinstance(problem.stage, GroupNormalization):
         kernels.insert(0, _lower_statistics(region, problem, tiling, lanes))
@@ -91,17 +92,17 @@ def lower_chain(region: fx.GraphModule, problems: Sequence[Problem], tiling: Cha
     names = [_operand_names(problem, arguments) for problem in problems]
     out = arguments.result(extents_of(last), last.result)
     means = arguments.result(extents_of(last), last.row_means, 1)
-    rings = chain.ring_elements(tiling.step)
-    starts = [sum(map(_aligned_elements, rings[:index])) for index in range(len(rings) + 1)]
-    per_thread = starts[-1] + THREAD_GAP_ELEMENTS
-    scratch = arguments.scratch(per_thread)
+    kept = [problem.result_element for problem in problems[:-1]]
+    rings = [_ring_bytes(own, one) for own, one in zip(chain.ring_elements(tiling.step), kept, strict=True)]
+    starts = [sum(rings[:index]) for index in range(len(rings))]
+    per_thread = sum(rings) + THREAD_GAP_BYTES
+    scratch = {element: arguments.scratch(per_thread, element=element) for element in kept}
 
     def body(frame: Frame) -> None:
-        base = frame.thread * per_thread
-        between = [
-            Ring(frame.buffers[scratch], problem.result, base + start, rows=rows)
-            for problem, start, rows in zip(problems, starts, turn_rows[:-1], strict=False)
-        ]
+        between = []
+        for problem, element, start, rows in zip(problems, kept, starts, turn_rows, strict=False):
+            place = frame.thread * (per_thread // element.size_bytes) + start // element.size_bytes
+            between.append(Ring(frame.buffers[scratch[element]], problem.result, place, rows=rows))
         reads = [Operand(frame.buffers.get(source), first.source), *between]
         writes = [*between, Operand(frame.buffers[out], last.result)]
         stages = [
@@ -124,9 +125,9 @@ def _operand_names(problem: Problem, arguments: Arguments) -> dict[fx.Node, str]
     return {node: arguments.tensor(node, strides, extents) for node, strides in problem.operands.items()}
 
 
-def _aligned_elements(elements: int) -> int:
-    """`elements` of scratch, rounded up to a cache line, and a gap: buffers are not to start at equal page offsets."""
-    return ceil_div(elements, LINE_ELEMENTS) * LINE_ELEMENTS + 3 * LINE_ELEMENTS
+def _ring_bytes(elements: int, element: Element) -> int:
+    """Bytes of scratch, rounded up to a cache line, and a gap: buffers are not to start at equal page offsets."""
+    return ceil_div(elements * element.size_bytes, LINE_BYTES) * LINE_BYTES + 3 * LINE_BYTES
 
 
 def lower_concatenation(

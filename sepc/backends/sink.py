@@ -11,7 +11,8 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages.elementwise import Expression
 from sepc.backends.stages.kernel import Frame
 from sepc.backends.stages.row_means import RowMeans
-from sepc.backends.stages.vector import Expr, Index, Operand, lanes_of, transpose
+from sepc.backends.stages.vector import Expr, Index, Operand, cast, lanes_of, transpose
+from sepc.ir import ops
 from sepc.ir.problem import Problem, Strides
 from sepc.ir.stage import Convolution, Pooling
 
@@ -39,7 +40,7 @@ class Sink:
 
     def finish(self, position: Sequence[Index], value: Expr) -> None:
         """Take a finished vector of the anchor at `position`."""
-        values = {self.anchor: value} if self.anchor is not None else {}
+        values = {self.anchor: cast(value, ops.element(self.anchor).name)} if self.anchor is not None else {}
         result = T.Bind(self.expression(values, position, lanes_of(value)))
         self.write.store(position, result)
         if self.means is not None:

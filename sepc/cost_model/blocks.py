@@ -12,6 +12,7 @@ from typing import Final
 
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, RegisterBlock, unrolled_taps
+from sepc.ir.element import Element
 from sepc.ir.stage import ColumnSegment, Convolution, Stage, ceil_div, split_lanes
 
 # Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
@@ -43,15 +44,22 @@ LOOP_INSTRUCTIONS: Final = {True: 3, False: 6}
 
 Where operands may come from memory, with addresses of several parts, and where not (LLVM 22's code for Arm).
 """
+BLOCK_SUM_INSTRUCTIONS: Final = 9
+"""Instructions per vector that adding a block of products in float16 to a sum in float32 takes: two conversions, two
+loads, additions and stores, and clearing the vector (LLVM 22's code for Arm)."""
 KERNEL_ROW_CYCLES: Final = 2.5
 """One trip of a loop over kernel rows (fits: dense 2.1, lanewise 2.5)."""
 # Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
 SPILL_FACTOR: Final = 2.3
 """How much slower a block runs whose registers do not suffice (960→320 on 49 pixels: 9×3 vectors 2.3, 6×4 2.5)."""
-UNROLLED_CHANNELS: Final = {True: 8, False: 12}
+UNROLLED_CHANNELS: Final = 8
 """Loops over at most so many input channels count as unrolled, several taps then sharing inputs in registers. Only 3
-channels were measured (slow) and 16 and more (not slow); the border between is a guess. On Arm (False: no operands from
-memory) 10 channels were seen to be unrolled, with 144 accesses to the stack."""
+channels were measured (slow) and 16 and more (not slow); the border between is a guess."""
+UNROLLED_INSTRUCTIONS: Final = 300
+"""The same on Arm: loops that have fewer instructions than that when they are unrolled, LLVM's own limit. Of 10
+channels, blocks of 6×2 vectors are (240, 269 accesses to the stack), those of 8×2 are not (300, none)."""
+UNROLLED_OVERHEAD: Final = 4
+"""Instructions of the loop itself, of these."""
 SHARED_INPUTS: Final = {True: (20, 0.026), False: (6, 0.11)}
 """How many pairs of a column and a tap shared with its neighbour are free in such a loop, and by how much it slows down
 for each one more; where multiply-adds take operands from memory, and where they do not.
@@ -62,6 +70,12 @@ columns 1.25 times the multiply-adds' time, 12 columns 1.6.
 This and the next two follow the timings of some 25 blocks of two stems (3×3 and 7×7, stride 2, 3 input channels), to
 which they were fitted by hand: 7×7 with 3 to 5 columns 1.0 to 1.2 times the quickest, 9 columns 1.7, 14 columns 2.4.
 """
+UNSHARED_COLUMNS: Final = (5, 0.14)
+"""The same on Arm where taps share no inputs: columns that are free, and the slowdown for each one more. LLVM loads the
+inputs of several taps ahead, and keeps them on the stack: a Neoverse N1, 4×4 with stride 4 of 3 channels, takes 1.0
+times the multiply-adds' time with 5×3 and 5×4 vectors, 1.13 with 6×4, 1.4 with 8×3 (float16: 1.5)."""
+UNSHARED_VECTORS: Final = (3, 0.6)
+"""The vectors of a panel that hide this, and the slowdown for each that lacks: 1.3 to 1.6 with 4×2, 2.1 with 12×2."""
 SPARE_REGISTERS: Final = 5
 SPARE_REGISTER_FACTOR: Final = 0.05
 """Slowdown of such a loop per register that it lacks beside the spare ones (3×3: 13×2 vectors 1.2, 14×2 1.3)."""
@@ -134,14 +148,16 @@ def dense_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epil
 
 def _dense_panel_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float) -> float:
     row_uses, total = _row_uses(conv), 0.0
+    sums = sum(runs for _, runs, _ in conv.row_sums) if conv.sums_in_blocks else 0
     for segment, valid, _ in _segments(conv, block.columns):
         per_tap_row, multiplies = 0.0, 0.0
         for valid_columns in valid:
             used = replace(block, columns=valid_columns)
-            per_tap_row += conv.group_in * _dense_iteration_cycles(used, machine) + REDUCTION_LOOP_CYCLES
+            per_tap_row += conv.group_in * _dense_iteration_cycles(used, machine, conv.element) + REDUCTION_LOOP_CYCLES
             multiplies += conv.group_in * used.accumulators
         own = replace(block, columns=segment.columns)
         per_tap_row *= _spill_factor(conv, own, machine)
+        per_tap_row += sums * own.vectors * BLOCK_SUM_INSTRUCTIONS / machine.instructions_per_cycle
         if conv.kernel_rows > 1:
             per_tap_row += KERNEL_ROW_CYCLES
         ends = ends_cycles(own.vectors, machine, epilogue_cost, multiplies * conv.kernel_rows)
@@ -157,20 +173,37 @@ def _spill_factor(conv: Convolution, block: RegisterBlock, machine: Machine) -> 
         return SPILL_FACTOR
     overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
     free, factor = SHARED_INPUTS[machine.has_memory_operands]
-    if columns == 1 or overlap <= 0 or conv.group_in > UNROLLED_CHANNELS[machine.has_memory_operands]:
+    if columns == 1 or conv.kernel[1] == 1 or not _unrolls(conv, block, machine):
         return 1.0
+    if overlap <= 0:
+        return 1.0 if machine.has_memory_operands else _unshared_factor(columns, len(block.panel))
     lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
     shared = max(0, columns * overlap - free)
     return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
 
 
+def _unshared_factor(columns: int, panel_vectors: int) -> float:
+    few, column_factor = UNSHARED_COLUMNS
+    several, vector_factor = UNSHARED_VECTORS
+    return 1 + column_factor * max(0, columns - few) + vector_factor * max(0, several - panel_vectors)
+
+
+def _unrolls(conv: Convolution, block: RegisterBlock, machine: Machine) -> bool:
+    """Whether the loop over the input channels of a block counts as unrolled."""
+    if machine.has_memory_operands:
+        return conv.group_in <= UNROLLED_CHANNELS
+    instructions = block.accumulators + block.columns + len(block.panel) + UNROLLED_OVERHEAD
+    return conv.group_in * instructions < UNROLLED_INSTRUCTIONS
+
+
 @lru_cache(maxsize=4096)
-def _dense_iteration_cycles(block: RegisterBlock, machine: Machine) -> float:
+def _dense_iteration_cycles(block: RegisterBlock, machine: Machine, element: Element) -> float:
     """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
     columns, panel = block.columns, block.panel
     groups = [(lanes, group) for lanes in panel for group in block.column_groups(lanes)]
-    multiplies = sum(1 / machine.fma_per_cycle_at(lanes * len(group)) for lanes, group in groups)
-    loads = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in panel) + columns / machine.half_width_loads_per_cycle
+    multiplies = sum(1 / machine.fma_per_cycle_at(lanes * len(group), element) for lanes, group in groups)
+    loads = sum(1 / machine.loads_per_cycle_at(lanes, element) for lanes in panel)
+    loads += columns / machine.half_width_loads_per_cycle
     selects = block.vectors - len(groups)
     instructions = len(groups) + selects + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
     selecting = selects / machine.selects_per_cycle if selects else 0.0
@@ -203,7 +236,7 @@ def _spare_lanewise(conv: Convolution, columns: int, machine: Machine) -> int:
 @lru_cache(maxsize=4096)
 def lanewise_cycles(conv: Convolution, columns: int, vectors: int, machine: Machine, epilogue_cost: int) -> float:
     """Cycles of a lanewise convolution in blocks of `columns` outputs × `vectors` vectors."""
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(conv.element)
     full, rest = divmod(conv.out_channels, lanes * vectors)
     cycles = full * _lanewise_group_cycles(conv, columns, (lanes,) * vectors, machine, epilogue_cost) if full else 0.0
     if rest:
@@ -215,8 +248,8 @@ def _lanewise_group_cycles(
     conv: Convolution, columns: int, widths: tuple[int, ...], machine: Machine, epilogue_cost: int
 ) -> float:
     row_uses, total = _row_uses(conv), 0.0
-    fma = sum(1 / machine.fma_per_cycle_at(lanes) for lanes in widths)
-    load = sum(1 / machine.loads_per_cycle_at(lanes) for lanes in widths)
+    fma = sum(1 / machine.fma_per_cycle_at(lanes, conv.element) for lanes in widths)
+    load = sum(1 / machine.loads_per_cycle_at(lanes, conv.element) for lanes in widths)
     # Where several input channels make up one vector, each is loaded and put in place by itself.
     pieces = 1.0 if conv.group_out == 1 and conv.group_in == 1 else 2.0 * ceil_div(max(widths), conv.group_out)
     for segment, valid, distinct in _segments(conv, columns):
@@ -239,6 +272,9 @@ def _lanewise_group_cycles(
             # So large a part of accumulators and weights is kept in memory; the accumulators have to be stored again.
             stored = lacking / (accumulators + taps) * accumulators / (accumulators + taps)
             per_tap_row += stored * sum(valid) * len(widths) * conv.group_in / machine.stores_per_cycle
+        if conv.sums_in_blocks:
+            sums = accumulators * conv.group_in * (parts if conv.kernel[1] > conv.element.longest_sum else 1)
+            per_tap_row += sums * BLOCK_SUM_INSTRUCTIONS / machine.instructions_per_cycle
         ends = ends_cycles(segment.columns * len(widths), machine, epilogue_cost, multiplies)
         total += segment.repeat * (row_uses * per_tap_row + conv.out_height * ends)
     return total

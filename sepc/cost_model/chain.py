@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from sepc.cost_model.cycles import compute_cycles
 from sepc.cost_model.latency import TASK_CYCLES, Cost, time_of
-from sepc.cost_model.loops import FP32_BYTES, Footprint, streamed_footprint
+from sepc.cost_model.loops import Footprint, streamed_footprint
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks, require_work
 from sepc.cost_model.tiling import ChainTiling, LinkTiling
@@ -94,7 +94,7 @@ def predict_chain(
         cycles += own_tasks * rows * per_row
     fetched = []
     own = _external(chain, tiling, own_tasks, operand_bytes)
-    turn = _Turn.of(chain, tiling, machine.vector_lanes)
+    turn = _Turn.of(chain, tiling, machine)
     for cache in machine.levels[:-1]:
         moved = _into_cache(turn, turns, own, cache.size_per_core_bytes(threads), cache is machine.levels[0])
         if cache is not machine.last_cache and moved.weights == 0:
@@ -119,9 +119,9 @@ def _external(chain: Chain, tiling: ChainTiling, own_tasks: int, operand_bytes: 
     # All that an elementwise link reads are operands.
     row = 0 if isinstance(first, Map) else first.in_width * first.in_channels
     return Footprint(
-        FP32_BYTES * images * in_rows * row + share * operand_bytes,
+        first.element.size_bytes * images * in_rows * row + share * operand_bytes,
         sum(streamed_footprint(link).weights for link in chain.links),
-        FP32_BYTES * out_rows * last.out_width * last.out_channels,
+        last.element.size_bytes * out_rows * last.out_width * last.out_channels,
     )
 
 
@@ -140,18 +140,17 @@ class _Turn:
     rings_bytes: float
 
     @staticmethod
-    def of(chain: Chain, tiling: ChainTiling, lanes: int) -> _Turn:
-        """The average turn of `chain` under `tiling`, with vectors of `lanes` channels."""
+    def of(chain: Chain, tiling: ChainTiling, machine: Machine) -> _Turn:
+        """The average turn of `chain` under `tiling`."""
         turns = ceil_div(tiling.rows, tiling.step)
         computed = tuple(ceil_div(rows, turns) for rows in chain.rows_for(tiling.rows))
         pieces, reused = [], []
         for index, (link, block, rows) in enumerate(zip(chain.links, tiling.links, computed, strict=True)):
             piece = _piece(link, rows)
-            pieces.append(nest_of(piece, replace(block, rows=rows), lanes, 1))
+            pieces.append(nest_of(piece, replace(block, rows=rows), machine.lanes(link.element), 1))
             new = computed[index - 1] if index else rows * link.stride[0]
             reused.append(1 - min(1.0, new / piece.in_height))
-        rings_bytes = FP32_BYTES * sum(chain.ring_elements(tiling.step))
-        return _Turn(tuple(pieces), tuple(reused), rings_bytes)
+        return _Turn(tuple(pieces), tuple(reused), chain.ring_bytes(tiling.step))
 
     @property
     def touched(self) -> float:

@@ -55,7 +55,7 @@ def _strassen_cycles(half: Convolution, tiling: ProductTiling, machine: Machine,
     product = tiling.product
     own = SLOT_INSTRUCTIONS_BY_PRODUCT if tiling.by_product else SLOT_INSTRUCTIONS
     products = 7 * dense_cycles(half, product.block, machine, own + epilogue_cost * 4 / 7)
-    vectors = half.pixels * len(split_lanes(half.in_channels, machine.vector_lanes))
+    vectors = half.pixels * len(split_lanes(half.in_channels, machine.lanes(half.element)))
     passes = ceil_div(ceil_div(half.out_channels, sum(product.panel)), product.panels)
     sums = vectors * passes * (4 / machine.stores_per_cycle + 4 / machine.loads_per_cycle)
     return products + sums
@@ -72,14 +72,18 @@ def _winograd_cycles(product: Convolution, tiling: WinogradTiling, machine: Mach
         inputs += SPILLS_PER_INPUT * sum(moved)
     results = tiling.outputs**2 * (epilogue_cost / machine.fma_per_cycle + 1 / machine.stores_per_cycle)
     outputs = operations(matrices.outputs) / machine.fma_per_cycle + moved[0] + results
-    in_vectors = len(split_lanes(product.in_channels, machine.vector_lanes)) * passes
-    out_vectors = len(split_lanes(product.out_channels, machine.vector_lanes))
+    lanes = machine.lanes(product.element)
+    in_vectors = len(split_lanes(product.in_channels, lanes)) * passes
+    out_vectors = len(split_lanes(product.out_channels, lanes))
     return products + product.out_width * (in_vectors * inputs + out_vectors * outputs)
 
 
 def _pooling_cycles(pool: Pooling, tiling: LaneTiling, machine: Machine, epilogue_cost: int) -> float:
     """Cycles of a pooling: one load and one operation per vector and window position, chained through the window."""
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(pool.element)
+    # Averages are summed up in float32: of narrower numbers, in several vectors, to which they are converted.
+    wide = 1 if pool.maximum else pool.element.per_float32
+    added = (3 if pool.maximum else 1) * wide + (wide if wide > 1 else 0)
     full, rest = divmod(pool.channels, lanes * tiling.vectors)
     window_rows, window_columns = pool.window
     outputs = pool.images * pool.out_height * pool.out_width
@@ -87,9 +91,7 @@ def _pooling_cycles(pool: Pooling, tiling: LaneTiling, machine: Machine, epilogu
     def group_cycles(vectors: int) -> float:
         # A maximum takes two instructions, one of them to keep NaNs.
         chain = machine.fma_latency_cycles * (2 if pool.maximum else 1)
-        position = max(
-            vectors / machine.loads_per_cycle, (3 if pool.maximum else 1) * vectors / machine.fma_per_cycle, chain
-        )
+        position = max(vectors / machine.loads_per_cycle, added * vectors / machine.fma_per_cycle, chain)
         window = window_rows * pool.window_planes * (window_columns * position + REDUCTION_LOOP_CYCLES)
         return window + ends_cycles(vectors, machine, epilogue_cost + 1, math.inf)
 
@@ -105,10 +107,13 @@ def _normalization_cycles(norm: Normalization, machine: Machine, epilogue_cost: 
     Horizontal sums, root and division overlap with the rows beside: on a Zen 5 core rows of 33 to 768 channels took 0.8
     to 1.15 times as long as this says (0.1 to 0.8 times, when those counted).
     """
-    vectors = len(split_lanes(norm.channels, machine.vector_lanes))
+    vectors, wide = len(split_lanes(norm.channels, machine.lanes(norm.element))), norm.element.per_float32
     passes, instructions = (3, 6) if norm.subtract_mean else (2, 3)
     if isinstance(norm, Softmax):
         instructions = SOFTMAX_INSTRUCTIONS
+    instructions *= wide  # All of it is in float32.
+    if wide > 1:
+        instructions += passes * wide  # conversions
     per_vector = (
         passes / machine.loads_per_cycle
         + (instructions + epilogue_cost) / machine.fma_per_cycle
@@ -122,7 +127,7 @@ def _map_cycles(mapping: Map, machine: Machine, epilogue_cost: int) -> float:
     rows = 1
     for extent in mapping.extents[:-1]:
         rows *= extent
-    vectors = len(split_lanes(mapping.extents[-1], machine.vector_lanes)) if mapping.extents else 1
+    vectors = len(split_lanes(mapping.extents[-1], machine.lanes(mapping.element))) if mapping.extents else 1
     # Its operators are all its own; as an epilogue they are the same ones.
     operations = max(mapping.operations, epilogue_cost) / machine.fma_per_cycle
     per_vector = max(operations, 1 / machine.loads_per_cycle, 1 / machine.stores_per_cycle)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Final
 
 from sepc.cost_model.latency import Cost, time_of
-from sepc.cost_model.loops import FP32_BYTES, Footprint
+from sepc.cost_model.loops import Footprint
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice
 from sepc.cost_model.tasks import busiest_share
@@ -57,15 +57,17 @@ def predict_group_normalization(
 ) -> Cost:
     """The cost of `stage` under `tiling`: that of the statistics, and that of the results."""
     tiles = ((stage.images, 1), (stage.pixels, tiling.rows))
-    share, size = busiest_share(tiles, threads), FP32_BYTES * stage.images * stage.pixels * stage.channels
-    vectors = len(split_lanes(stage.channels, machine.vector_lanes))
+    share, size = busiest_share(tiles, threads), stage.element.size_bytes * stage.images * stage.pixels * stage.channels
+    vectors = len(split_lanes(stage.channels, machine.lanes(stage.element)))
     pixels, per_image = stage.images * stage.pixels, ceil_div(stage.pixels, tiling.rows)
     tasks = ceil_div(stage.images * per_image, threads)
-    statistics = pixels * vectors * max(STATISTICS_INSTRUCTIONS / machine.fma_per_cycle, 2 / machine.loads_per_cycle)
-    results = pixels * vectors * max((2 + epilogue_cost) / machine.fma_per_cycle, RESULT_CYCLES)
+    wide = stage.element.per_float32  # All of it is in float32.
+    adding = wide * STATISTICS_INSTRUCTIONS / machine.fma_per_cycle
+    statistics = pixels * vectors * max(adding, 2 / machine.loads_per_cycle)
+    results = pixels * vectors * max((2 * wide + epilogue_cost) / machine.fma_per_cycle, wide * RESULT_CYCLES)
     merging = tasks * (per_image * vectors * MERGE_INSTRUCTIONS / machine.fma_per_cycle + stage.groups * GROUP_CYCLES)
     read = Footprint(share * size, 0.0, 0.0)
-    written = Footprint(share * (size + operand_bytes), 2 * FP32_BYTES * stage.channels, share * size)
+    written = Footprint(share * (size + operand_bytes), 2 * stage.element.size_bytes * stage.channels, share * size)
     return _together(
         _cost(stage.flops // 2, statistics * share, read, machine, threads),
         _cost(stage.flops - stage.flops // 2, results * share + merging, written, machine, threads),

@@ -60,7 +60,7 @@ def predict(
         operand_bytes: bytes of the tensors that the epilogue reads.
     """
     threads = max(1, threads)
-    nest = nest_of(stage, tiling, machine.vector_lanes, threads, operand_bytes)
+    nest = nest_of(stage, tiling, machine.lanes(stage.element), threads, operand_bytes)
     cycles = compute_cycles(stage, tiling, machine, epilogue_cost) * nest.share
     if isinstance(tiling, DenseTiling) and unrolls_tight_blocks(stage, tiling, machine):
         cycles *= SPILL_FACTOR

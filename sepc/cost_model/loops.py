@@ -12,9 +12,9 @@ from typing import Final, NamedTuple
 
 from sepc.cost_model.tasks import task_counts
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, Tiling, WinogradTiling
+from sepc.ir.element import FLOAT32, Element
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div
 
-FP32_BYTES: Final = 4
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64
 """Caches hold lines: of those that hold only some channels of a pixel, all bytes are moved."""
@@ -111,12 +111,12 @@ def _dense_loops(conv: Convolution, tiling: DenseTiling) -> tuple[list[Loop], Ex
 
     def measure(e: Extents) -> Footprint:
         channels = min(e.channels, conv.group_out)
-        read = _input_pixels(conv, e) * run_bytes(e.groups * conv.group_in, conv.in_channels)
+        read = _input_pixels(conv, e) * run_bytes(e.groups * conv.group_in, conv.in_channels, conv.element)
         weights = e.groups * channels * conv.group_in * e.tap_rows * e.tap_columns
         run = e.groups * channels
-        written = _pixels(conv, e) * run_bytes(run, conv.out_channels)
+        written = _pixels(conv, e) * run_bytes(run, conv.out_channels, conv.element)
         return Footprint(
-            read, FP32_BYTES * weights, written, written_strips=written if run < conv.out_channels else 0.0
+            read, conv.element.size_bytes * weights, written, written_strips=written if run < conv.out_channels else 0.0
         )
 
     return loops, Extents(columns=columns, channels=width), measure
@@ -151,16 +151,17 @@ def _of_tiles(product: Convolution, tiling: WinogradTiling, loops: list[Loop]) -
     task_tiles = next(step for axis, _, step in loops if axis == "columns")
     panel = sum(tiling.product.panel)
     slots = task_tiles if tiling.by_product else tiling.product.columns
+    size = product.element.size_bytes
 
     def measure(e: Extents) -> Footprint:
         tiles, channels = min(e.columns, product.out_width), min(e.channels, product.out_channels)
         held = min(tiles, task_tiles)
         scratch = held * product.in_channels + min(held, slots) * min(channels, panel)
         pixels = tiles * tiling.outputs**2 / tiling.count
-        written = e.tap_rows * pixels * run_bytes(channels, product.out_channels)
+        written = e.tap_rows * pixels * run_bytes(channels, product.out_channels, product.element)
         return Footprint(
-            FP32_BYTES * e.tap_rows * (scratch + pixels * product.in_channels),
-            FP32_BYTES * e.tap_rows * product.in_channels * channels,
+            size * e.tap_rows * (scratch + pixels * product.in_channels),
+            size * e.tap_rows * product.in_channels * channels,
             written,
             written_strips=written if channels < product.out_channels else 0.0,
         )
@@ -191,12 +192,13 @@ def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[
 
     def measure(e: Extents) -> Footprint:
         channels = min(e.channels, conv.out_channels)
-        read = _input_pixels(conv, e) * run_bytes(ceil_div(channels, conv.group_out) * conv.group_in, conv.in_channels)
+        run = ceil_div(channels, conv.group_out) * conv.group_in
+        read = _input_pixels(conv, e) * run_bytes(run, conv.in_channels, conv.element)
         weights = channels * conv.group_in * e.tap_rows * e.tap_columns
-        written = _pixels(conv, e) * run_bytes(channels, conv.out_channels)
-        sets = set_share(channels, conv.out_channels)
+        written = _pixels(conv, e) * run_bytes(channels, conv.out_channels, conv.element)
+        sets = set_share(channels, conv.out_channels, conv.element)
         strips = (read, written) if channels < conv.out_channels else (0.0, 0.0)
-        return Footprint(read, FP32_BYTES * weights, written, sets, *strips)
+        return Footprint(read, conv.element.size_bytes * weights, written, sets, *strips)
 
     return loops, Extents(columns=columns, channels=width, tap_columns=conv.kernel[1]), measure
 
@@ -222,27 +224,27 @@ def _pooling_loops(pool: Pooling, tiling: LaneTiling, lanes: int) -> tuple[list[
         channels, out_rows = min(e.channels, pool.channels), min(e.rows, pool.out_height)
         in_rows = min(pool.in_height, (out_rows - 1) * steps[0] + pool.window[0])
         in_columns = min(pool.in_width, (e.columns - 1) * steps[1] + pool.window[1])
-        run = run_bytes(channels, pool.channels)
+        run = run_bytes(channels, pool.channels, pool.element)
         in_images = e.batch * pool.depth.in_planes / pool.depth.out_planes if pool.depth else e.batch
         read, written = in_images * in_rows * in_columns * run, e.batch * out_rows * e.columns * run
         strips = (read, written) if channels < pool.channels else (0.0, 0.0)
-        return Footprint(read, 0, written, set_share(channels, pool.channels), *strips)
+        return Footprint(read, 0, written, set_share(channels, pool.channels, pool.element), *strips)
 
     return loops, Extents(channels=width), measure
 
 
-def run_bytes(channels: int, pixel_channels: int) -> int:
+def run_bytes(channels: int, pixel_channels: int, element: Element = FLOAT32) -> int:
     """Bytes of the lines that a run of `channels` neighbouring channels, out of `pixel_channels`, touches on average.
 
     Runs start at multiples of their own length within a pixel. Neighbouring pixels of few channels share lines.
     """
-    run, pixel = FP32_BYTES * channels, FP32_BYTES * pixel_channels
+    run, pixel = element.size_bytes * channels, element.size_bytes * pixel_channels
     if run >= pixel:
         return pixel
     return min(pixel, run + LINE_BYTES - math.gcd(run, pixel, LINE_BYTES))
 
 
-def set_share(channels: int, pixel_channels: int) -> float:
+def set_share(channels: int, pixel_channels: int, element: Element = FLOAT32) -> float:
     """The part of a cache's sets that `channels` neighbouring channels out of `pixel_channels` of many pixels fall
     into.
 
@@ -250,7 +252,8 @@ def set_share(channels: int, pixel_channels: int) -> float:
     gcd(stride, 4096) apart. Larger caches have more bits to choose by: there, the rule predicted misses that did not
     show.
     """
-    return min(1.0, channels * FP32_BYTES / math.gcd(pixel_channels * FP32_BYTES, PAGE_BYTES))
+    size = element.size_bytes
+    return min(1.0, channels * size / math.gcd(pixel_channels * size, PAGE_BYTES))
 
 
 def _input_pixels(conv: Convolution, e: Extents) -> int:
@@ -269,15 +272,19 @@ def _pixels(conv: Convolution, e: Extents) -> int:
 
 def results_bytes(stage: Stage) -> int:
     """Bytes of the results."""
+    return stage.element.size_bytes * _results(stage)
+
+
+def _results(stage: Stage) -> int:
     match stage:
         case Convolution():
-            return FP32_BYTES * stage.pixels * stage.out_channels
+            return stage.pixels * stage.out_channels
         case Pooling():
-            return FP32_BYTES * stage.images * stage.out_height * stage.out_width * stage.channels
+            return stage.images * stage.out_height * stage.out_width * stage.channels
         case Normalization():
-            return FP32_BYTES * stage.pixels * stage.channels
+            return stage.pixels * stage.channels
         case Map():
-            return FP32_BYTES * math.prod(stage.extents)
+            return math.prod(stage.extents)
 
 
 def streamed_footprint(stage: Stage, operand_bytes: int = 0) -> Footprint:
@@ -285,19 +292,19 @@ def streamed_footprint(stage: Stage, operand_bytes: int = 0) -> Footprint:
 
     All that a map reads are its operands; without any (`operand_bytes` is 0) it copies something of its size.
     """
-    results, weights = results_bytes(stage), 0
+    results, weights, size = results_bytes(stage), 0, stage.element.size_bytes
     match stage:
         case Convolution():
             everything = Extents(
                 stage.images, 1, stage.out_height, stage.out_width, 1, stage.kernel_rows, stage.kernel[1]
             )
-            read = FP32_BYTES * _input_pixels(stage, everything) * stage.in_channels
-            weights = FP32_BYTES * (stage.out_channels * stage.group_in * stage.taps + stage.out_channels)
+            read = size * _input_pixels(stage, everything) * stage.in_channels
+            weights = size * (stage.out_channels * stage.group_in * stage.taps + stage.out_channels)
         case Pooling():
             images = stage.batch * (stage.depth.in_planes if stage.depth else 1)
-            read = FP32_BYTES * images * stage.in_height * stage.in_width * stage.channels
+            read = size * images * stage.in_height * stage.in_width * stage.channels
         case Normalization():
-            read, weights = results, 2 * FP32_BYTES * stage.channels
+            read, weights = results, 2 * size * stage.channels
         case Map():
             read = 0 if operand_bytes else results
     return Footprint(read + operand_bytes, weights, results)

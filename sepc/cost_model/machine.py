@@ -1,7 +1,8 @@
 """Descriptions of the CPUs that sepc compiles for: vector units, memory levels and fixed overheads.
 
 A description is data: ``machines/<name>.toml``, each figure with its source in a comment. Units are part of every name.
-Vectors are counted in fp32 lanes. A cycle is one of the core's clock, also for bandwidths of levels outside the core.
+Vectors are counted in fp32 lanes where no type is given. A cycle is one of the core's clock, also for bandwidths of
+levels outside the core.
 GPUs have descriptions of their own: `sepc.cost_model.gpu_machine`.
 """
 
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from sepc.errors import TargetError
+from sepc.ir.element import FLOAT32, Element
 
 MACHINES_DIRECTORY: Final = Path(__file__).parent / "machines"
 GPU_PREFIX: Final = "sm_"
-BITS_PER_FP32: Final = 32
 UNKNOWN_STRIPS: Final = 0.5
 """Rate of strips relative to that in order, behind the second level, where a description does not state it.
 
@@ -158,7 +159,11 @@ class Machine:
     @property
     def vector_lanes(self) -> int:
         """fp32 values in one vector."""
-        return self.vector_bits // BITS_PER_FP32
+        return self.lanes(FLOAT32)
+
+    def lanes(self, element: Element) -> int:
+        """Values of type `element` in one vector."""
+        return self.vector_bits // (8 * element.size_bytes)
 
     @property
     def flops_per_cycle(self) -> float:
@@ -188,13 +193,17 @@ class Machine:
         """Microseconds that ``cycles`` take."""
         return cycles / (self.clock_ghz * 1e3)
 
-    def fma_per_cycle_at(self, lanes: int) -> float:
-        """FMA instructions per cycle and core on vectors of ``lanes`` fp32 values."""
-        return self.fma_per_cycle if 2 * lanes > self.vector_lanes else self.half_width_fma_per_cycle
+    def fma_per_cycle_at(self, lanes: int, element: Element = FLOAT32) -> float:
+        """FMA instructions per cycle and core on vectors of ``lanes`` values of type `element`.
 
-    def loads_per_cycle_at(self, lanes: int) -> float:
-        """Load instructions per cycle and core of ``lanes`` fp32 values; a broadcast from memory counts as one lane."""
-        return self.loads_per_cycle if 2 * lanes > self.vector_lanes else self.half_width_loads_per_cycle
+        As many as of fp32 values: all cores with FP16 arithmetic have it in all units (Arm's optimization guides of
+        Cortex-A55, A75, A76, Neoverse N1 and V1: one throughput for all forms of FMLA).
+        """
+        return self.fma_per_cycle if 2 * lanes > self.lanes(element) else self.half_width_fma_per_cycle
+
+    def loads_per_cycle_at(self, lanes: int, element: Element = FLOAT32) -> float:
+        """Load instructions per cycle and core of ``lanes`` values; a broadcast from memory counts as one lane."""
+        return self.loads_per_cycle if 2 * lanes > self.lanes(element) else self.half_width_loads_per_cycle
 
     def with_clock(self, clock_ghz: float) -> Machine:
         """The same machine at another clock. DRAM keeps its bytes per second, so its bytes per cycle change."""

@@ -14,7 +14,6 @@ from typing import Final
 from sepc.cost_model.blocks import is_tight
 from sepc.cost_model.cycles import compute_cycles
 from sepc.cost_model.latency import Cost, predict
-from sepc.cost_model.loops import FP32_BYTES
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import (
     DenseTiling,
@@ -157,7 +156,7 @@ def _kinds_of_blocks(stage: Stage, machine: Machine, mixing: Mixing) -> list[lis
 
 def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
     """Tilings that differ in what is held in registers; each has the largest tasks."""
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(stage.element)
     match stage:
         case Convolution() if stage.lanewise(lanes):
             return list(_lanewise_blocks(stage, machine))
@@ -179,13 +178,13 @@ def product_blocks(product: Convolution, machine: Machine) -> list[DenseTiling]:
 
     None where fewer channels than a vector has lanes are all that sums and transforms work on.
     """
-    if min(product.in_channels, product.out_channels) < machine.vector_lanes:
+    if min(product.in_channels, product.out_channels) < machine.lanes(product.element):
         return []
     return [block for block in _dense_blocks(product, machine) if not is_tight(block, machine)]
 
 
 def _dense_blocks(conv: Convolution, machine: Machine, paired: bool = False) -> Iterator[DenseTiling]:
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(conv.element)
     panels = [(lanes,) * count for count in range(1, MOST_PANEL_VECTORS + 1) if lanes * count <= conv.group_out]
     if conv.group_out < lanes * MOST_PANEL_VECTORS:
         exact = split_lanes(conv.group_out, lanes)
@@ -201,11 +200,11 @@ def _dense_blocks(conv: Convolution, machine: Machine, paired: bool = False) -> 
 
 
 def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
-    lanes = machine.vector_lanes
+    lanes = machine.lanes(conv.element)
     for vectors in range(1, min(MOST_LANEWISE_VECTORS, max(1, ceil_div(conv.out_channels, lanes))) + 1):
         # Accumulators, and at least one weight and one input.
         most_columns = (machine.vector_registers - 2) // vectors
-        line_vectors = machine.levels[0].line_bytes // (lanes * FP32_BYTES)
+        line_vectors = machine.levels[0].line_bytes // (lanes * conv.element.size_bytes)
         for turns in {1, max(1, line_vectors // vectors)}:
             groups = ceil_div(conv.out_channels, lanes * vectors * turns)
             for columns in range(1, min(most_columns, max(1, conv.out_width)) + 1):

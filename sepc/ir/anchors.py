@@ -52,6 +52,12 @@ OVER_ROWS = (layers.Linear, layers.Product, layers.Softmax, layers.LayerNorm, la
 
 def anchor_space(anchor: fx.Node, elementwise: bool) -> Space:
     """Extents of the iteration space, which of its dimensions each of the anchor's result runs along, and the stage."""
+    extents, axes, stage = _space(anchor, elementwise)
+    return extents, axes, stage.of(element) if (element := ops.element(anchor)) != stage.element else stage
+
+
+def _space(anchor: fx.Node, elementwise: bool) -> Space:
+    """The same, of float32."""
     shape = ops.shape(anchor)
     plain = tuple(range(len(shape)))
     if elementwise:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sepc.ir.element import FLOAT32, Element
+from sepc.ir.stage import Typed
+
 
 @dataclass(frozen=True)
-class GroupNormalization:
+class GroupNormalization(Typed):
     """Normalisation of every group of neighbouring channels over all pixels of an image.
 
     Attributes:
         extents: (images, pixels…, channels).
         groups: of channels; one for the whole image, as many as channels for an instance normalisation.
-        epsilon: what is added to the variance.
+        epsilon: what is added to the variance. element: type of what is read and written.
     """
 
     extents: tuple[int, ...]
     groups: int
     epsilon: float
+    element: Element = FLOAT32
 
     @property
     def images(self) -> int:

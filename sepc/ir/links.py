@@ -141,12 +141,12 @@ def _space(anchor: fx.Node | None, epilogue: Sequence[fx.Node], axes: Axes) -> t
         raise UnsupportedRegionError(f"{anchor} gives no image with rows")
     extents = tuple(shape[axes.index(axis)] for axis in range(RANK))
     if anchor is None:
-        return extents, Map(extents)
+        return extents, Map(extents, element=ops.element(epilogue[0]))
     _, _, stage = anchor_space(anchor, elementwise=False)
     batch, height, width, channels = extents
     if layers.Linear.matches(anchor):
         inputs = ops.shape(layers.Linear.of(anchor).weight)[1]
-        return extents, Convolution(batch, height, width, height, width, inputs, channels)
+        return extents, Convolution(batch, height, width, height, width, inputs, channels, element=ops.element(anchor))
     if isinstance(stage, Normalization):
         return extents, replace(stage, extents=(batch, height, width, channels))
     if isinstance(stage, Pooling) and stage.adaptive:

@@ -17,6 +17,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sepc.errors import VerificationError
+from sepc.ir.element import ELEMENTS, Element
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,19 @@ def strides(node: fx.Node) -> tuple[int, ...]:
 def dtype(node: fx.Node) -> torch.dtype:
     """The element type of a tensor-valued `node`."""
     return tensor(node).dtype
+
+
+def element(node: fx.Node) -> Element:
+    """The element type of a tensor-valued `node` that stages compute with; raises VerificationError for another."""
+    name = str(dtype(node)).removeprefix("torch.")
+    if name not in ELEMENTS:
+        raise VerificationError("Stages do not compute with such numbers", where=node.name, why=f"they are {name}")
+    return ELEMENTS[name]
+
+
+def size_bytes(node: fx.Node) -> int:
+    """Bytes of the elements of a tensor-valued `node`."""
+    return tensor(node).numel() * dtype(node).itemsize
 
 
 def is_constant(node: object) -> bool:

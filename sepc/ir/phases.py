@@ -23,12 +23,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sepc.ir.element import Element
 from sepc.ir.stage import Convolution, Depth, ceil_div
 
 MOST_PHASES: Final = 64
@@ -70,11 +71,11 @@ class Phase:
     first: tuple[int, ...]
     taps: tuple[tuple[int, ...], ...]
 
-    def weight(self, transposed: NDArray[np.float32]) -> NDArray[np.float32]:
+    def weight(self, transposed: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """Its weights [O, I/groups, KH, KW] out of those of the transposed convolution, [I, O/groups, kernel…]."""
         conv = self.convolution
         if not self.taps:
-            return np.zeros((conv.out_channels, conv.group_in, 1, 1), np.float32)
+            return np.zeros((conv.out_channels, conv.group_in, 1, 1), transposed.dtype)
         grouped = transposed.reshape(conv.groups, conv.group_in, conv.group_out, *transposed.shape[2:])
         for axis, taps in enumerate(self.taps, start=3):
             grouped = grouped.take(taps, axis)
@@ -92,6 +93,16 @@ class Interleaved:
     extents: tuple[int, ...]
     step: tuple[int, ...]
     phases: tuple[Phase, ...]
+
+    @property
+    def element(self) -> Element:
+        """The type of the numbers."""
+        return self.phases[0].convolution.element
+
+    def of(self, element: Element) -> Interleaved:
+        """The same of numbers of another type."""
+        phases = (replace(one, convolution=one.convolution.of(element)) for one in self.phases)
+        return replace(self, phases=tuple(phases))
 
     @property
     def flops(self) -> int:

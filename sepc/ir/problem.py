@@ -16,6 +16,7 @@ from torch import fx
 
 from sepc.ir import layers, ops
 from sepc.ir.anchors import UnsupportedRegionError, anchor_of, anchor_space, channel_axes, unpadded
+from sepc.ir.element import Element
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
@@ -72,6 +73,17 @@ class Problem:
         if self.anchor is None or self.row_means or self.factor is not None:
             return "nothing"
         return "pixels" if ops.shape(self.anchor)[0] == 1 else "tiles"
+
+    @property
+    def result_element(self) -> Element:
+        """The type of what it computes, after the epilogue."""
+        last = self.epilogue[-1] if self.epilogue else self.anchor or next(iter(self.operands))
+        return ops.element(last)
+
+    @property
+    def operand_bytes(self) -> int:
+        """Bytes of the tensors that are read elementwise."""
+        return sum(map(ops.size_bytes, self.operands))
 
     @property
     def epilogue_cost(self) -> int:
@@ -145,7 +157,8 @@ def product_problem(
     batch, height = (*merged, 1, 1)[:2]
     space = [(*row, 0, 0)[:2] + tensor[-2:] for row, tensor in zip(rows, tensors, strict=True)]
     inner = ops.shape(product.left)[-1]
-    stage = Convolution(batch, height, shape[-2], height, shape[-2], inner, shape[-1])
+    pixels = (batch, height, shape[-2], height, shape[-2])
+    stage = Convolution(*pixels, inner, shape[-1], element=ops.element(anchor))
     results, others = space[2 : 2 + len(written)], space[2 + len(written) :]
     own_operands = dict(zip(operands, others, strict=True))
     problem = Problem(stage, anchor, product.left, epilogue, space[0], own_operands, *results)
@@ -163,7 +176,9 @@ def copy_problem(value: fx.Node, source_strides: Strides, result_strides: Stride
     spread = [
         spread_strides(range(len(shape)), strides, shape, len(shape)) for strides in (source_strides, result_strides)
     ]
-    return _merge(Problem(Map(shape), None, None, (), (), {value: spread[0]}, spread[1]), shape)
+    return _merge(
+        Problem(Map(shape, element=ops.element(value)), None, None, (), (), {value: spread[0]}, spread[1]), shape
+    )
 
 
 def result_order(region: fx.GraphModule, strides: Mapping[fx.Node, Strides]) -> tuple[int, ...]:
@@ -261,7 +276,7 @@ def _merge_all(problem: Problem, extents: Sequence[int]) -> Problem:
     if not merged:
         merged, rows = [1], [(1,) for _ in tensors]
     operands = dict(zip(problem.operands, rows[1:], strict=True))
-    stage = Map(tuple(merged), max(1, problem.epilogue_cost))
+    stage = Map(tuple(merged), max(1, problem.epilogue_cost), problem.stage.element)
     return replace(problem, stage=stage, operands=operands, result=rows[0])
 
 

@@ -8,8 +8,10 @@ columns are all its leading dimensions; a 1-D convolution has one row. This modu
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+from sepc.ir.element import FLOAT32, Element
 
 
 def ceil_div(numerator: int, denominator: int) -> int:
@@ -38,6 +40,11 @@ WINOGRAD_TAPS = 3
 """Rows and columns of the kernels that have a form by Winograd's algorithm."""
 
 
+LEAST_BLOCKS = 3
+"""Blocks of a long sum in float16, at least: LLVM 22 unrolls a loop over two, and spills registers inside (10 accesses
+to the stack per channel for 320→1280 in blocks of 13×2 vectors, 6 for 384→96 in blocks of 6×4; none with three)."""
+
+
 @dataclass(frozen=True)
 class ColumnSegment:
     """A run of output columns computed by one unrolled block of code, `repeat` times over.
@@ -53,6 +60,16 @@ class ColumnSegment:
     columns: int
     repeat: int
     interior: bool
+
+
+class Typed:
+    """What every stage has: the type of the numbers that it reads and writes."""
+
+    element: Element
+
+    def of(self, element: Element) -> Self:
+        """The same of numbers of another type."""
+        return replace(self, element=element)  # type: ignore[type-var]  # Every one of them is a dataclass.
 
 
 @dataclass(frozen=True)
@@ -80,7 +97,7 @@ class Depth:
         return sum(0 <= plane < self.in_planes for plane in reads)
 
 
-class _Stacked:
+class _Stacked(Typed):
     """What a stage over images, or over stacks of planes, has."""
 
     batch: int
@@ -118,6 +135,7 @@ class Convolution(_Stacked):
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     depth: Depth | None = None
+    element: Element = FLOAT32
 
     @property
     def kernel_rows(self) -> int:
@@ -150,15 +168,36 @@ class Convolution(_Stacked):
         return 2 * self.pixels * self.out_channels * self.group_in * self.taps
 
     @property
+    def sums_in_blocks(self) -> bool:
+        """Whether its sums are too long to be added up in its own type: see `Element.longest_sum`."""
+        return 0 < self.element.longest_sum < self.taps * self.group_in
+
+    @property
+    def row_sums(self) -> tuple[tuple[int, int, int], ...]:
+        """The products of a kernel row, in blocks that can be added up in the type of the numbers.
+
+        Each is (columns of the kernel, runs of input channels for each of these, channels of a run): whole columns or,
+        where one is too long a sum by itself, even parts of it; the last run may be shorter.
+        """
+        longest = self.element.longest_sum or self.taps * self.group_in
+        if self.group_in > longest:
+            parts = max(LEAST_BLOCKS, ceil_div(self.group_in, longest))
+            return ((1, parts, ceil_div(self.group_in, parts)),) * self.kernel[1]
+        together = min(self.kernel[1], longest // self.group_in)
+        full, rest = divmod(self.kernel[1], together)
+        return ((together, 1, self.group_in),) * full + (((rest, 1, self.group_in),) if rest else ())
+
+    @property
     def halves(self) -> Convolution | None:
         """Half the pixels (rounded up), half the input and half the output channels; None where that is no product.
 
-        A matrix product can be had from seven products of its halves: see `sepc.backends.stages.strassen`.
+        A matrix product can be had from seven products of its halves: see `sepc.backends.stages.strassen`. In float32
+        only: its intermediate sums lose digits that float16 does not have to spare; so do Winograd's.
         """
         single_row = self.batch == self.out_height == self.taps == self.groups == 1 and self.depth is None
         in_place = self.stride == (1, 1) and self.padding == (0, 0) and self.in_width == self.out_width
         even = self.in_channels % 2 == 0 and self.out_channels % 2 == 0
-        if not (single_row and in_place and even and self.out_width > 1):
+        if not (single_row and in_place and even and self.out_width > 1 and self.element == FLOAT32):
             return None
         width = ceil_div(self.out_width, 2)
         return Convolution(1, 1, width, 1, width, self.in_channels // 2, self.out_channels // 2)
@@ -173,7 +212,7 @@ class Convolution(_Stacked):
         """
         taps = (WINOGRAD_TAPS, WINOGRAD_TAPS)
         options = (self.kernel, self.stride, self.dilation, self.groups, self.depth)
-        if options != (taps, (1, 1), (1, 1), 1, None):
+        if options != (taps, (1, 1), (1, 1), 1, None) or self.element != FLOAT32:
             return None
         tiles = self.batch * math.prod(self.winograd_tiles(outputs))
         return Convolution(1, 1, tiles, 1, tiles, self.in_channels, self.out_channels)
@@ -234,6 +273,7 @@ class Pooling(_Stacked):
     include_padding: bool = True
     divisor: int = 0
     depth: Depth | None = None
+    element: Element = FLOAT32
 
     @property
     def in_channels(self) -> int:
@@ -263,7 +303,7 @@ class Pooling(_Stacked):
         return ceil_div(self.depth.in_planes, self.depth.out_planes) if self.adaptive else self.depth.kernel
 
 
-class _PerPixel:
+class _PerPixel(Typed):
     """What a stage that treats each pixel by itself has of a convolution: its window is one pixel.
 
     The last four extents are batch, height, width and channels.
@@ -315,6 +355,7 @@ class Normalization(_PerPixel):
     extents: tuple[int, ...]
     epsilon: float
     subtract_mean: bool = True
+    element: Element = FLOAT32
 
     @property
     def pixels(self) -> int:
@@ -348,6 +389,7 @@ class Map(_PerPixel):
 
     extents: tuple[int, ...]
     operations: int = 1
+    element: Element = FLOAT32
 
     @property
     def flops(self) -> int:
@@ -386,3 +428,8 @@ class Chain:
         return tuple(
             count * link.out_width * link.out_channels for count, link in zip(rows, self.links[:-1], strict=True)
         )
+
+    def ring_bytes(self, step: int) -> int:
+        """Bytes of all of them."""
+        elements = zip(self.ring_elements(step), self.links[:-1], strict=True)
+        return sum(count * link.element.size_bytes for count, link in elements)

@@ -26,7 +26,7 @@ from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
 from sepc.cost_model.tiling import ProductTiling
 from sepc.errors import VerificationError
-from sepc.ir import ops, region
+from sepc.ir import region
 from sepc.ir.anchors import UnsupportedRegionError
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.layout import layout
@@ -35,8 +35,6 @@ from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, analyse, copy_problem
 from sepc.ir.stage import Map, Stage
 from sepc.passes.manager import PassContext
-
-BYTES_PER_FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -102,10 +100,6 @@ def _result_strides(node: fx.Node) -> list[tuple[int, ...]]:
     return [layout(owner).strides for owner in region.owners(node)]
 
 
-def _operand_bytes(problem: Problem) -> int:
-    return sum(BYTES_PER_FLOAT * ops.tensor(operand).numel() for operand in problem.operands)
-
-
 def _largest_copy(node: fx.Node) -> Stage:
     """The largest copy that a concatenation makes, whose tiling serves for all; one element if it makes none."""
     copies: list[Stage] = [
@@ -122,11 +116,11 @@ def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int
     if region.info(node).kind == "chain":
         problems = chain_problems(node, graph)
         costs = tuple(problem.epilogue_cost for problem in problems)
-        operands = sum(map(_operand_bytes, problems))
+        operands = sum(problem.operand_bytes for problem in problems)
         chain = chain_of(problems)
         return choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operands, objective=objective)
     problem = region_problem(node, graph)
-    operand_bytes, cost = _operand_bytes(problem), problem.epilogue_cost
+    operand_bytes, cost = problem.operand_bytes, problem.epilogue_cost
     if isinstance(problem.stage, GroupNormalization):
         return choose_group_normalization(
             problem.stage, machine, threads, epilogue_cost=cost, operand_bytes=operand_bytes

@@ -34,7 +34,7 @@ from sepc.ir import region
 from sepc.ir.links import chain_of
 from sepc.passes.live_bytes import LiveBytes
 from sepc.passes.manager import PassContext
-from sepc.passes.sequences import FLOAT_BYTES, RegionSequence, find_sequences, piece_time_us
+from sepc.passes.sequences import RegionSequence, find_sequences, piece_time_us
 
 LONGEST: Final[Mapping[Objective, int]] = {"time": 4, "memory": 5}
 """Links of a chain at most, as generating the code of one takes longer with each."""
@@ -108,8 +108,8 @@ def _keep_small(
     limit = max((live.during([node]) for node, _ in region.regions(graph_module) if node not in inside), default=0)
     for sequence, graph in zip(sequences, ways, strict=True):
         for begin, end in graph.edges:
-            rings = chain_of(sequence.links[begin:end]).ring_elements(step=1)
-            peak = live.during(sequence.nodes[begin:end]) + context.threads * FLOAT_BYTES * sum(rings)
+            rings = chain_of(sequence.links[begin:end]).ring_bytes(step=1)
+            peak = live.during(sequence.nodes[begin:end]) + context.threads * rings
             graph.edges[begin, end]["peak_bytes"] = peak
         limit = max(limit, _least_peak(graph, len(sequence.nodes)))
     for sequence, graph in zip(sequences, ways, strict=True):

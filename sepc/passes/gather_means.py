@@ -8,6 +8,7 @@ Equation. mean over rows and columns = mean over rows of the means over columns,
 
 r computes v row by row, so it can add each vector to the mean of its row; the pooling then reads 1/W of v's bytes. It
 is done where the predicted time of the pooling so, and of r with the additions, is less than that of both as they are.
+The means over rows are float32, whatever v is.
 
 Preconditions. r is a chain, or a lanewise convolution with a window: those compute each row in one task (dense ones may
 split it, pointwise ones have no rows). Its value has the dimensions [N, C, H, W] with H > 1, and nobody concatenates
@@ -26,7 +27,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from sepc.cost_model.search import choose
 from sepc.ir import ops, region
@@ -69,7 +72,7 @@ class GatherMeans:
         graph = region.submodule(graph_module, node)
         value = region.result(graph)
         with graph.graph.inserting_before(graph.graph.output_node()):
-            means = graph.graph.call_function(ops.aten.mean.dim, (value, [3], True))
+            means = graph.graph.call_function(ops.aten.mean.dim, (value, [3], True), _summed_in_float32(value))
         means.meta["sepc_origin"] = derive(self.name, [value])
         graph.graph.output_node().args = ((value, means),)
         graph.recompile()
@@ -81,6 +84,20 @@ class GatherMeans:
             one.meta["sepc_origin"] = derive(self.name, [node])
         for reader in readers:
             reader.replace_input_with(node, gathered if reader in pools else whole)
+        for pool in pools if _summed_in_float32(value) else ():
+            _round_mean(region.submodule(graph_module, pool), ops.dtype(value))
+
+
+def _summed_in_float32(value: fx.Node) -> dict[str, Argument]:
+    """How a mean of `value` comes to be float32, where it is not anyway."""
+    return {} if ops.dtype(value) == torch.float32 else {"dtype": torch.float32}
+
+
+def _round_mean(graph: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Have the mean in a pooling's region, whose input is float32 now, be of the type that it was."""
+    (mean,) = (node for node in region.computations(graph) if ops.Mean.matches(node))
+    mean.update_kwarg("dtype", dtype)
+    graph.recompile()
 
 
 def _averages(graph_module: fx.GraphModule, user: fx.Node, value: fx.Node) -> bool:
@@ -118,8 +135,8 @@ def _problems(graph: fx.GraphModule) -> tuple[Problem, ...]:
 
 def _computes_rows(problem: Problem, context: PassContext) -> bool:
     """Whether a region of its own computes each row in one task, from left to right."""
-    stage, lanes = problem.stage, context.machine_for(GatherMeans.name).vector_lanes
-    return isinstance(stage, Convolution) and stage.lanewise(lanes) and stage.kernel != (1, 1)
+    stage, machine = problem.stage, context.machine_for(GatherMeans.name)
+    return isinstance(stage, Convolution) and stage.lanewise(machine.lanes(stage.element)) and stage.kernel != (1, 1)
 
 
 def _times_us(problems: Sequence[Problem], pools: Sequence[fx.Node], context: PassContext) -> tuple[float, float]:

@@ -5,8 +5,9 @@ operator, followed by a chain
 
     v₀ = anchor(x, …),   vᵢ₊₁ = fᵢ(vᵢ, operands…)
 
-in which each vᵢ (i < n) has fᵢ as its only user, each fᵢ is elementwise on float32 and keeps the shape, and operands
-broadcast to it. A permute in the chain is allowed where an elementwise operator follows: it only relabels dimensions.
+in which each vᵢ (i < n) has fᵢ as its only user, each fᵢ is elementwise on float32 (or float16, after `demote`) and
+keeps the shape, and operands broadcast to it. A permute in the chain is allowed where an elementwise operator
+follows: it only relabels dimensions.
 No operand is read both before and after a permute, since a kernel walks through each in one order.
 
 Equation. Evaluating fₙ∘…∘f₁ on each vector of v₀ while it is in registers gives vₙ; v₀ … vₙ₋₁ are never stored.
@@ -36,11 +37,13 @@ from torch import fx
 
 from sepc.ir import layers, ops
 from sepc.ir.anchors import IMAGE_RANKS
-from sepc.ir.elementwise import broadcasts, is_elementwise
+from sepc.ir.elementwise import STAGE_TYPES, broadcasts, is_elementwise
 from sepc.ir.phases import MOST_PHASES
 from sepc.ir.region import RegionInfo, extract
 from sepc.ir.views import is_view
 from sepc.passes.manager import PassContext
+
+Types = Collection[torch.dtype]
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,11 @@ class Group:
         for node in list(graph_module.graph.nodes):
             if node in taken or not _computes(node):
                 continue
-            anchor = padded_convolution(node) or node
-            info = classify(anchor)
+            anchor = padded_convolution(node, context.types) or node
+            info = classify(anchor, context.types)
             chain = [node] if anchor is node else [node, anchor]
             if info.kernel == "sepc" and info.kind != "concatenation":
-                chain += epilogue(anchor)
+                chain += epilogue(anchor, context.types)
             if info.reason:
                 context.note(self.name, node, info.reason)
             taken.update(chain)
@@ -76,17 +79,20 @@ def _computes(node: fx.Node) -> bool:
 # ---- what a region hangs on
 
 
-def classify(node: fx.Node) -> RegionInfo:
-    """The region that `node` would be the anchor of: its kind, and the reason where no stage of ours covers it."""
+def classify(node: fx.Node, types: Types = STAGE_TYPES) -> RegionInfo:
+    """The region that `node` would be the anchor of: its kind, and the reason where no stage of ours covers it.
+
+    `types` are those that stages compute with.
+    """
     if not isinstance(node.meta["val"], torch.Tensor):
         return _foreign(f"{node.target} has several results")
-    if is_elementwise(node):
-        reason = _type_obstacle(node)
+    if is_elementwise(node, types):
+        reason = _type_obstacle(node, types)
         return _foreign(f"{node.target} {reason}") if reason else RegionInfo("elementwise")
     anchor = next((anchor for anchor in ANCHORS if anchor.operators.matches(node)), None)
     if anchor is None:
         return _foreign(f"no stage for {node.target}")
-    reason = anchor.obstacle(node) or _input_obstacle(node) or _type_obstacle(node)
+    reason = anchor.obstacle(node) or _input_obstacle(node) or _type_obstacle(node, types)
     return _foreign(f"{node.target} {reason}") if reason else RegionInfo(anchor.kind)
 
 
@@ -188,12 +194,13 @@ def _input_obstacle(node: fx.Node) -> str:
     return "of a constant" if not reads_constants and ops.is_constant(node.all_input_nodes[0]) else ""
 
 
-def _type_obstacle(node: fx.Node) -> str:
+def _type_obstacle(node: fx.Node, types: Types) -> str:
     """Why the types of `node` and its inputs are none that our stages compute with; empty where they are."""
     tensors = [node, *(argument for argument in node.all_input_nodes if "val" in argument.meta)]
-    foreign = next((tensor for tensor in tensors if ops.dtype(tensor) != torch.float32), None)
+    foreign = next((tensor for tensor in tensors if ops.dtype(tensor) not in types), None)
     if foreign is not None:
-        return f"on {ops.dtype(foreign)}: our stages compute in float32"
+        names = " and ".join(str(one).removeprefix("torch.") for one in types)
+        return f"on {ops.dtype(foreign)}: our stages compute in {names}"
     return "on an empty tensor" if any(0 in ops.shape(tensor) for tensor in tensors) else ""
 
 
@@ -219,7 +226,7 @@ ANCHORS: tuple[Anchor, ...] = (
 # ---- what goes with it
 
 
-def padded_convolution(node: fx.Node) -> fx.Node | None:
+def padded_convolution(node: fx.Node, types: Types = STAGE_TYPES) -> fx.Node | None:
     """The convolution that can read around the zeros which `node` pads its input with, if `node` does just that."""
     user = _only_user(node)
     if (
@@ -229,7 +236,7 @@ def padded_convolution(node: fx.Node) -> fx.Node | None:
         or layers.Conv.of(user).input is not node
     ):
         return None
-    return user if _pads_pixels_with_zeros(ops.Pad.of(node)) and classify(user).kernel == "sepc" else None
+    return user if _pads_pixels_with_zeros(ops.Pad.of(node)) and classify(user, types).kernel == "sepc" else None
 
 
 def _pads_pixels_with_zeros(pad: ops.Pad) -> bool:
@@ -237,16 +244,16 @@ def _pads_pixels_with_zeros(pad: ops.Pad) -> bool:
     return zeros and pad.before[:2] == pad.after[:2] == (0, 0) and min(*pad.before, *pad.after) >= 0
 
 
-def epilogue(anchor: fx.Node) -> list[fx.Node]:
+def epilogue(anchor: fx.Node, types: Types = STAGE_TYPES) -> list[fx.Node]:
     """The elementwise operators (and permutes between them) that the region of `anchor` can take along."""
     chain = [anchor]
     # A kernel reads each operand in one order. So what was read before a permute cannot be read after it.
-    read, barred = set(anchor.all_input_nodes if is_elementwise(anchor) else ()), set[fx.Node]()
+    read, barred = set(anchor.all_input_nodes if is_elementwise(anchor, types) else ()), set[fx.Node]()
     while (user := _only_user(chain[-1])) is not None:
         following = _only_user(user) if ops.Permute.matches(user) else None
-        if fuses(user, chain, barred):
+        if fuses(user, chain, barred, types):
             chain.append(user)
-        elif following is not None and fuses(following, [*chain, user], read):
+        elif following is not None and fuses(following, [*chain, user], read, types):
             barred = set(read)
             chain += [user, following]
         else:
@@ -260,12 +267,12 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
 
-def fuses(node: fx.Node, chain: Sequence[fx.Node], barred: Collection[fx.Node]) -> bool:
+def fuses(node: fx.Node, chain: Sequence[fx.Node], barred: Collection[fx.Node], types: Types = STAGE_TYPES) -> bool:
     """Whether elementwise `node` can follow `chain` in registers.
 
     It must keep the shape of the chain's last value, and its other operands broadcast to that and are none of `barred`.
     """
-    if not is_elementwise(node) or ops.shape(node) != ops.shape(chain[-1]):
+    if not is_elementwise(node, types) or ops.shape(node) != ops.shape(chain[-1]):
         return False
     others = [argument for argument in node.all_input_nodes if argument not in chain]
     return all(broadcasts(ops.shape(other), ops.shape(node)) and other not in barred for other in others)

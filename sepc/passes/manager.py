@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from sepc.errors import VerificationError
+from sepc.ir.element import FLOAT32, Element
 from sepc.ir.origin import derive, origin_of
 from sepc.ir.printer import describe_type, print_graph
 from sepc.ir.verify import verify, verify_numerics
@@ -70,7 +71,7 @@ class PassContext:
 
     Attributes:
         target, machine: for whom the graph is compiled; None where no pass needs to know.
-        threads: how many threads run the kernels.
+        threads: how many threads run the kernels. element: the type in which stages compute what is float32.
         example_inputs: tensors for the placeholders, for numeric verification; None: random ones of the right types.
         notes: the passes' decisions, in order.
     """
@@ -78,9 +79,15 @@ class PassContext:
     target: Target | None = None
     machine: Machine | None = None
     threads: int = 1
+    element: Element = FLOAT32
     example_inputs: tuple[torch.Tensor, ...] | None = None
     notes: list[Note] = field(default_factory=list)
     _known: set[Note] = field(default_factory=set, repr=False)
+
+    @property
+    def types(self) -> tuple[torch.dtype, ...]:
+        """The types that stages of ours compute with."""
+        return tuple(getattr(torch, one.name) for one in dict.fromkeys((FLOAT32, self.element)))
 
     def machine_for(self, pass_name: str) -> Machine:
         """The machine, for the pass of that name; raises VerificationError if none is set."""
@@ -159,6 +166,7 @@ class PassManager:
                 finish(graph_module, one.name)
                 self._dump(graph_module, index, one.name)
                 if self.verify_each:
+                    tolerance = max(tolerance, tolerance_of(graph_module))  # Types may have become coarser.
                     reference, outputs = outputs, _execute(graph_module, inputs)
                     difference = verify_numerics(one.name, reference, outputs, tolerance)
             notes, nodes = tuple(context.notes[first_note:]), len(graph_module.graph.nodes)

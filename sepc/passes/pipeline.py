@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.choose_tiling import ChooseTiling
+from sepc.passes.demote import Demote
 from sepc.passes.fold_batch_norm import FoldBatchNorm
 from sepc.passes.fuse import Fuse
 from sepc.passes.gather_means import GatherMeans
@@ -38,6 +39,8 @@ PIPELINE: tuple[Pass, ...] = (
     MergePointwise(),
     # Needs normalisations folded, and what merges merged; before grouping, as it makes several convolutions of one.
     SeparateConv(),
+    # After all that computes with weights, which is done in float32; before grouping, so that conversions join regions.
+    Demote(),
     # From here on a node is a kernel. Whatever rewrites single operations has to come before.
     Group(),
     # Needs the regions. Before fuse, which makes chains of the copies.
@@ -69,6 +72,7 @@ PASSES: dict[str, type[Pass]] = {
     "fold-batch-norm": FoldBatchNorm,
     "merge-pointwise": MergePointwise,
     "separate-conv": SeparateConv,
+    "demote": Demote,
     "group": Group,
     "recompute": Recompute,
     "fuse": Fuse,

@@ -18,7 +18,7 @@ a constant, which the caller could overwrite.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,7 +46,7 @@ class PlanLayout:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Annotate and rewrite `graph_module`; always counts as a change."""
-        copies = _Copies(graph_module, self.name)
+        copies = _Copies(graph_module, self.name, context.types)
         for node in list(graph_module.graph.nodes):
             if node.op == "output":
                 _plan_output(node, copies)
@@ -69,6 +69,7 @@ class _Copies:
 
     graph_module: fx.GraphModule
     pass_name: str
+    types: Collection[torch.dtype]
     count: int = 0
 
     def insert(self, value: fx.Node, strides: tuple[int, ...], before: fx.Node) -> fx.Node:
@@ -80,8 +81,9 @@ class _Copies:
         clone.meta["sepc_origin"] = derive(self.pass_name, [value])
         name = f"region_copy_{self.count}_{value.name}"
         self.count += 1
-        elementwise = ops.dtype(value) == torch.float32 and 0 not in ops.shape(value)
-        kind = region.RegionInfo("copy") if elementwise else region.RegionInfo("copy", "torch", "not float32")
+        elementwise = ops.dtype(value) in self.types and 0 not in ops.shape(value)
+        reason = f"of {ops.dtype(value)}"
+        kind = region.RegionInfo("copy") if elementwise else region.RegionInfo("copy", "torch", reason)
         node = region.extract(self.graph_module, [clone], name, kind, self.pass_name)
         node.meta["sepc_layout"] = Layout(strides, 0, node)
         return node

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sepc.cost_model.machine import Machine
 from sepc.ir import region
+from sepc.ir.element import FLOAT32, Element
 from sepc.ir.layers import Conv
 from sepc.ir.ops import aten
 from sepc.passes.manager import PassContext, PassManager, propagate_types
@@ -22,13 +23,18 @@ from sepc.separable.geometry import Geometry
 
 
 @lru_cache(maxsize=4096)
-def sequence_us(layers: tuple[Geometry, ...], image: tuple[int, ...], machine: Machine, threads: int) -> float:
-    """Predicted time of convolutions one after the other, on an image [N, I, pixels...] that lies channels-last."""
-    graph_module = _graph_of(layers, image)
+def sequence_us(
+    layers: tuple[Geometry, ...], image: tuple[int, ...], machine: Machine, threads: int, element: Element = FLOAT32
+) -> float:
+    """Predicted time of convolutions one after the other, on an image [N, I, pixels...] that lies channels-last.
+
+    `element` is the type of all numbers.
+    """
+    graph_module = _graph_of(layers, image, getattr(torch, element.name))
     from sepc.passes.pipeline import PIPELINE  # Passes ask for predictions, too.
 
     first = next(index for index, one in enumerate(PIPELINE) if one.name == "group")
-    PassManager(PIPELINE[first:]).run(graph_module, PassContext(machine=machine, threads=threads))
+    PassManager(PIPELINE[first:]).run(graph_module, PassContext(machine=machine, threads=threads, element=element))
     return predicted_us(graph_module, machine, threads)
 
 
@@ -42,17 +48,17 @@ def predicted_us(graph_module: fx.GraphModule, machine: Machine, threads: int) -
     return sum(times_us) + (machine.barrier_us * len(times_us) if threads > 1 else 0.0)
 
 
-def _graph_of(layers: tuple[Geometry, ...], image: tuple[int, ...]) -> fx.GraphModule:
+def _graph_of(layers: tuple[Geometry, ...], image: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule:
     root, graph = torch.nn.Module(), fx.Graph()
     mode = FakeTensorMode()
     value = graph.placeholder("x")
     with mode:
         batch, channels, *pixels = image
-        value.meta["val"] = torch.empty(batch, *pixels, channels).movedim(-1, 1)
+        value.meta["val"] = torch.empty(batch, *pixels, channels, dtype=dtype).movedim(-1, 1)
     for index, layer in enumerate(layers):
         assert not isinstance(layer.padding, str), "graphs have numbers"
-        root.register_buffer(f"weight_{index}", torch.zeros(layer.weight_shape))
-        root.register_buffer(f"bias_{index}", torch.zeros(layer.out_channels))
+        root.register_buffer(f"weight_{index}", torch.zeros(layer.weight_shape, dtype=dtype))
+        root.register_buffer(f"bias_{index}", torch.zeros(layer.out_channels, dtype=dtype))
         weight = graph.get_attr(f"weight_{index}")
         bias = graph.get_attr(f"bias_{index}") if index == len(layers) - 1 else None
         options = (list(layer.stride), list(layer.padding), list(layer.dilation), layer.groups)

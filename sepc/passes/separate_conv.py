@@ -81,8 +81,11 @@ class SeparateConv:
         if not options:
             return None
         machine, threads = context.machine_for(self.name), context.threads
-        dense_us = sequence_us((whole,), image, machine, threads)
-        times_us = {one: sequence_us(FORMS[one[0]].factors(whole, one[1]), image, machine, threads) for one in options}
+        dense_us = sequence_us((whole,), image, machine, threads, context.element)
+        times_us = {
+            one: sequence_us(FORMS[one[0]].factors(whole, one[1]), image, machine, threads, context.element)
+            for one in options
+        }
         form, rank = min(times_us, key=lambda one: times_us[one])
         fitted = fit(FORMS[form], whole, rank, weight, steps=STEPS if self.max_error else 0)
         return _Found(form, rank, fitted, whole, (dense_us, times_us[form, rank]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Self
+from typing import Self
 
 from torch import fx
 
@@ -22,8 +22,6 @@ from sepc.ir.anchors import anchor_of, unpadded
 from sepc.ir.links import RANK, analyse_chain, chain_of, fits, image_axes, is_anchor
 from sepc.ir.problem import Problem, contiguous_strides
 from sepc.ir.stage import Convolution, Map, Stage
-
-FLOAT_BYTES: Final = 4
 
 
 @dataclass(frozen=True)
@@ -128,8 +126,7 @@ def piece_time_us(links: Sequence[Problem], machine: Machine, threads: int, obje
     """Predicted time of `links` as one kernel, its barrier included."""
     barrier_us = machine.barrier_us if threads > 1 else 0.0
     costs = tuple(link.epilogue_cost for link in links)
-    operands = [node for link in links for node in link.operands]
-    operand_bytes = sum(FLOAT_BYTES * ops.tensor(node).numel() for node in operands)
+    operand_bytes = sum(link.operand_bytes for link in links)
     chain = chain_of(links)
     if len(links) > 1:
         found = choose_chain(

@@ -15,13 +15,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
 from sepc.backends.stages.registers import Registers
-from sepc.backends.stages.vector import LINE_FLOATS, Expr, Index, Operand, prefetch, ramp
+from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, element_bytes, line_elements, prefetch, ramp
 from sepc.cost_model.tiling import DenseTiling, RegisterBlock
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
@@ -56,7 +55,7 @@ class Panels:
         return self.count + bool(self.tail)
 
 
-def pack_weights(weight: NDArray[np.float32], convolution: Convolution, panel: tuple[int, ...]) -> NDArray[np.float32]:
+def pack_weights(weight: FloatArray, convolution: Convolution, panel: tuple[int, ...]) -> FloatArray:
     """`weight` [O, I/groups, KH, KW] as the flat array that the kernel reads."""
     panels = Panels.of(convolution, panel)
     grouped = weight.reshape(convolution.groups, convolution.group_out, *weight.shape[1:])
@@ -103,12 +102,12 @@ class WeightShare:
         elements = self.steps * sum(self.widths)
         if self.visit.pixels <= self.columns:
             elements_per_step = sum(self.widths)
-            first = self.panel + min(elements, PREFETCH_BYTES // 4)
+            first = self.panel + min(elements, PREFETCH_BYTES // element_bytes(weight))
         else:
             elements_per_pixel = ceil_div(elements, self.visit.pixels)
             elements_per_step = ceil_div(elements_per_pixel * self.columns, self.steps)
             first = self.panel + elements + (self.visit.first + start) * elements_per_pixel
-        for line in range(0, elements_per_step, LINE_FLOATS):
+        for line in range(0, elements_per_step, line_elements(weight)):
             prefetch(weight, first + step * elements_per_step + line)
 
 
@@ -274,7 +273,7 @@ class _Block:
         """Compute the block whose first column is `start` and hand each finished vector to the sink."""
         stage, conv = self.stage, self.stage.convolution
         channel = self.group * conv.group_out + self.panel * sum(self.panels.widths)
-        registers = Registers(RegisterBlock(segment.columns, self.widths, stage.tiling.paired), stage.one)
+        registers = Registers(RegisterBlock(segment.columns, self.widths, stage.tiling.paired), conv, stage.one)
         vectors = list(zip(registers.offsets, self.widths, strict=True))
         bias = stage.bias
         registers.start(None if bias is None else [T.Bind(bias[ramp(channel + offset, n)]) for offset, n in vectors])
@@ -284,20 +283,46 @@ class _Block:
             stage.sink((*self.image, self.row, start + column, channel + offset), value)
 
     def _reduce(self, start: Index, segment: ColumnSegment, registers: Registers, tap_row: RowTap) -> None:
-        """Add the products of one kernel row to the registers."""
-        conv = self.stage.convolution
-        for tap in range(conv.kernel[1]):
-            columns = range(segment.columns)
-            valid = [segment.interior or conv.column_valid(segment.start + column, tap) for column in columns]
-            if not any(valid):
+        """Add the products of one kernel row to the registers, in blocks that can be added up in their type."""
+        conv, first = self.stage.convolution, 0
+        for columns, _, channels in conv.row_sums:
+            valid = {tap: self._valid(segment, tap) for tap in range(first, first + columns)}
+            first += columns
+            if not any(any(of_tap) for of_tap in valid.values()):
                 continue
-            # The first step of all is no part of the loop: there, the bias needs no copies of its own.
-            apart = conv.taps == 1
+            full, rest = divmod(conv.group_in, channels)
+            with loop(full) as run:
+                self._add(start, valid, registers, tap_row, run * channels, channels)
+            if rest:
+                self._add(start, valid, registers, tap_row, full * channels, rest)
+
+    def _valid(self, segment: ColumnSegment, tap: int) -> list[bool]:
+        """For each column of a block, whether its input at column `tap` of the kernel exists."""
+        conv, columns = self.stage.convolution, range(segment.columns)
+        return [segment.interior or conv.column_valid(segment.start + column, tap) for column in columns]
+
+    def _add(
+        self,
+        start: Index,
+        valid: dict[int, list[bool]],
+        registers: Registers,
+        tap_row: RowTap,
+        first: Index,
+        channels: int,
+    ) -> None:
+        """Add the products of input channels from `first` on at some taps, for the columns `valid` at each."""
+        conv = self.stage.convolution
+        # The first step of all is no part of the loop: there, the bias needs no copies of its own.
+        apart = conv.taps == 1 and not conv.sums_in_blocks
+        for tap, of_tap in valid.items():
+            if not any(of_tap):
+                continue
             if apart:
-                self._step(start, valid, registers, tap_row, tap, 0)
-            if conv.group_in > apart:
-                with T.serial(int(apart), conv.group_in) as channel:
-                    self._step(start, valid, registers, tap_row, tap, channel)
+                self._step(start, of_tap, registers, tap_row, tap, 0)
+            if channels > apart:
+                with T.serial(1, channels) if apart else loop(channels) as channel:
+                    self._step(start, of_tap, registers, tap_row, tap, first + channel)
+        registers.end_block()
 
     def _step(
         self, start: Index, valid: list[bool], registers: Registers, tap_row: RowTap, tap: int, channel: Index

@@ -17,14 +17,15 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages import math
-from sepc.backends.stages.vector import Expr, Index, Operand, constant, lanes_of
+from sepc.backends.stages.vector import Expr, Index, Operand, cast, constant, lanes_of, type_of
 from sepc.ir import ops
+from sepc.ir.elementwise import computes_in
 
 aten = torch.ops.aten
 
 
 def _scalar(value: float, like: Expr) -> Expr:
-    return constant(float(value), lanes_of(like))
+    return constant(float(value), lanes_of(like), type_of(like))
 
 
 def _hardsigmoid(x: Expr) -> Expr:
@@ -33,7 +34,7 @@ def _hardsigmoid(x: Expr) -> Expr:
 
 def _hardswish(x: Expr) -> Expr:
     x = T.Bind(x)
-    return x * math.clamp(x + _scalar(3, x), 0, 6) * _scalar(1 / 6, x)
+    return x * (math.clamp(x + _scalar(3, x), 0, 6) * _scalar(1 / 6, x))  # Six times x might be too large.
 
 
 def _leaky_relu(x: Expr, slope: float) -> Expr:
@@ -95,7 +96,19 @@ RULES: dict[OpOverload, Callable[..., Expr]] = {
     aten.erf.default: math.erf,
     aten.gelu.default: lambda x, approximate: math.gelu_tanh(x) if approximate == "tanh" else math.gelu(x),
     aten.clone.default: lambda x, memory_format: x,
+    aten._to_copy.default: lambda x, dtype, *options: x,
 }
+
+
+def evaluate(node: fx.Node, given: Sequence[Any]) -> Expr:
+    """The value of the elementwise `node`, whose arguments are `given`, in schema order.
+
+    In the type of its result, or in float32 where `computes_in` says so; the result is then rounded.
+    """
+    assert isinstance(node.target, OpOverload)
+    inside = computes_in(node).name
+    converted = [cast(one, inside) if isinstance(one, tirx.Expr) else one for one in given]
+    return cast(RULES[node.target](*converted), ops.element(node).name)
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,6 @@ class Expression:
             if node.target is aten.permute.default:
                 known[node] = value(given[0])
             else:
-                known[node] = T.Bind(RULES[node.target](*map(value, given)))  # type: ignore[index]
+                known[node] = T.Bind(evaluate(node, [value(one) for one in given]))
             result = known[node]
         return result

@@ -13,6 +13,8 @@ in the first-level cache, finds their mean m_b and squared distances d_b, and me
 'Updating formulae and a pairwise algorithm for computing sample variances'): with n elements before and k new ones,
 
     δ = m_b − m,    m ← m + δ · k / (n + k),    d ← d + d_b + δ² · n · k / (n + k)
+
+All of it is in float32, whatever the image is in.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ from sepc.backends.stages.dense import Position, Sink
 from sepc.backends.stages.kernel import Frame, coordinates, for_each_vector, tile_span
 from sepc.backends.stages.lanewise import for_each_channel_group
 from sepc.backends.stages.normalization import inverse_root, total
-from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, Operand, broadcast, constant, ramp
+from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, Operand, broadcast, cast, constant, ramp
 from sepc.cost_model.loops import set_share
 from sepc.cost_model.tiling import RowTiling
 from sepc.errors import VerificationError
+from sepc.ir.element import FLOAT32
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.stage import ceil_div
 
@@ -142,12 +145,13 @@ class StatisticsStage(_Phase):
     def _block_pixels(self) -> int:
         """Pixels that a block takes."""
         run = min(self.stage.channels, self.lanes * self._vectors_together)
-        return BLOCK_PIXELS if set_share(run, self.stage.channels) >= 0.5 else STRIDED_BLOCK_PIXELS
+        return BLOCK_PIXELS if set_share(run, self.stage.channels, self.stage.element) >= 0.5 else STRIDED_BLOCK_PIXELS
 
     @property
     def _vectors_together(self) -> int:
         """Sums held in registers: of 16 registers of 8 lanes, 4 also leave room for means; of 32, 8 do."""
-        return max(1, self.lanes // 2)
+        per_float32 = self.stage.element.per_float32  # A vector of narrower numbers is several of float32.
+        return max(1, self.lanes // (2 * per_float32**2))
 
     def _sums(
         self,
@@ -171,7 +175,7 @@ class StatisticsStage(_Phase):
         def add(number: Index, own: list[Accumulator]) -> None:
             pixel, offset = self.pixel(image, number), 0
             for index, register in enumerate(own):
-                value = T.Bind(self.source.load((*pixel, channel + offset), register.lanes))
+                value = T.Bind(self.source.load_float32((*pixel, channel + offset), register.lanes))
                 register.set(register.value + transform(value, index))
                 offset += register.lanes
 
@@ -275,7 +279,7 @@ class GroupNormalizationStage(_Phase):
 
     def _store_scale(self, channel: Index, scale: Expr, lanes: int) -> None:
         if self.gain is not None:
-            scale = scale * self.gain[ramp(channel, lanes)]
+            scale = scale * cast(self.gain[ramp(channel, lanes)], FLOAT32.name)
         self.merged.store((1, channel), scale)
 
     def _pixels(self, image: Index, first: Index, count: int) -> None:
@@ -284,9 +288,9 @@ class GroupNormalizationStage(_Phase):
 
         def write(channel: Index, lanes: int, turn: int) -> None:
             mean, scale = (T.Bind(self.merged.load((which, channel), lanes)) for which in (0, 1))
-            shift = T.Bind(self.shift[ramp(channel, lanes)]) if self.shift is not None else None
+            shift = T.Bind(cast(self.shift[ramp(channel, lanes)], FLOAT32.name)) if self.shift is not None else None
             for pixel in positions:
-                y = (self.source.load((*pixel, channel), lanes) - mean) * scale
+                y = (self.source.load_float32((*pixel, channel), lanes) - mean) * scale
                 self.sink((*pixel, channel), y if shift is None else y + shift)
 
         for_each_vector(self.stage.channels, self.lanes, write)

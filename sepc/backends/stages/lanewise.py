@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import RowTap, Sink, for_each_block, row_taps
 from sepc.backends.stages.kernel import Frame, loop, tile_span, when
-from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, Operand, constant, prefetch, ramp
+from sepc.backends.stages.sums import Sum
+from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, line_elements, prefetch, ramp
 from sepc.cost_model.tiling import LaneTiling, unrolled_taps
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 
@@ -29,7 +30,7 @@ from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
 PREFETCHED_GROUPS = 2
 
 
-def pack_weights(weight: NDArray[np.float32], convolution: Convolution, lanes: int) -> NDArray[np.float32]:
+def pack_weights(weight: FloatArray, convolution: Convolution, lanes: int) -> FloatArray:
     """`weight` [O, I/groups, KH, KW] as the flat array that the kernel reads, for vectors of `lanes` channels."""
     pieces, start = [], 0
     for width in split_lanes(convolution.out_channels, lanes):
@@ -103,7 +104,7 @@ class LanewiseStage:
         """Fetch the weights of `width` channels that are computed `PREFETCHED_GROUPS` groups after `channel`."""
         per_channel = self.convolution.taps * self.convolution.group_in
         base = (channel + PREFETCHED_GROUPS * width) * per_channel
-        for line in range(0, width * per_channel, LINE_FLOATS):
+        for line in range(0, width * per_channel, line_elements(self.weight)):
             prefetch(self.weight, base + line)
 
     def emit_rows(self, batch: Index, first: Index, stop: Index) -> None:
@@ -157,27 +158,41 @@ class _Block:
 
     def compute(self, start: Index, segment: ColumnSegment) -> None:
         """Compute the block in registers and hand each finished vector to the sink."""
-        stage = self.stage
+        stage, conv = self.stage, self.stage.convolution
         offsets = [sum(self.widths[:j]) for j in range(len(self.widths))]
-        registers = [[Accumulator(lanes) for _ in range(segment.columns)] for lanes in self.widths]
-        for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
-            initial = (
-                constant(0, lanes) if stage.bias is None else T.Bind(stage.bias[ramp(self.channel + offset, lanes)])
-            )
-            for register in row_of_registers:
-                register.set(initial)
-        taps = row_taps(stage.convolution, self.image, self.row)
-        with taps as tap_row, loop(stage.convolution.group_in) as member:
+        sums = [[Sum(conv, lanes) for _ in range(segment.columns)] for lanes in self.widths]
+        for row_of_sums, lanes, offset in zip(sums, self.widths, offsets, strict=True):
+            initial = None if stage.bias is None else T.Bind(stage.bias[ramp(self.channel + offset, lanes)])
+            for one in row_of_sums:
+                one.start(initial)
+        with row_taps(conv, self.image, self.row) as tap_row, loop(conv.group_in) as member:
+            self._reduce_row(start, segment, sums, tap_row, member)
+        for row_of_sums, offset in zip(sums, offsets, strict=True):
+            for index, one in enumerate(row_of_sums):
+                stage.sink((*self.image, self.row, start + index, self.channel + offset), one.value)
 
-            def reduce(first: Index, count: int) -> None:
-                taps = _Taps(tap_row, member, first, count)
-                for row_of_registers, lanes, offset in zip(registers, self.widths, offsets, strict=True):
-                    self._reduce(start, segment, row_of_registers, self.channel + offset, lanes, taps)
+    def _reduce_row(
+        self, start: Index, segment: ColumnSegment, sums: list[list[Sum]], tap_row: RowTap, member: Index
+    ) -> None:
+        """Add the products of one kernel row with input channel `member` of each group."""
+        conv, channel = self.stage.convolution, self.channel
+        long = conv.kernel[1] > conv.element.longest_sum
 
-            self._for_each_part(segment, reduce)
-        for row_of_registers, offset in zip(registers, offsets, strict=True):
-            for index, register in enumerate(row_of_registers):
-                stage.sink((*self.image, self.row, start + index, self.channel + offset), register.value)
+        def end_blocks() -> None:
+            for one in chain.from_iterable(sums):
+                one.end_block()
+
+        def reduce(first: Index, count: int) -> None:
+            taps, offset = _Taps(tap_row, member, first, count), 0
+            for row_of_sums, lanes in zip(sums, self.widths, strict=True):
+                self._reduce(start, segment, row_of_sums, channel + offset, lanes, taps)
+                offset += lanes
+            if long:
+                end_blocks()
+
+        self._for_each_part(segment, reduce)
+        if not long:
+            end_blocks()
 
     def _prefetch_next_row(self, start: Index, segment: ColumnSegment) -> None:
         """Fetch the input row that the next output row is the first to read, as far as this block's columns read it.
@@ -207,7 +222,7 @@ class _Block:
         self,
         start: Index,
         segment: ColumnSegment,
-        registers: list[Accumulator],
+        sums: list[Sum],
         channel: Index,
         lanes: int,
         taps: _Taps,
@@ -229,7 +244,7 @@ class _Block:
             pixel = (*taps.row.image, taps.row.row, in_column)
             value = T.Bind(self._load(pixel, channel, lanes, taps.member))
             for index, tap in users[column]:
-                registers[index].set(registers[index].value + value * weights[tap])
+                sums[index].add(value, weights[tap])
 
     def _load(self, pixel: tuple[Index, ...], channel: Index, lanes: int, member: Index) -> Expr:
         """The input channels that `lanes` output channels from `channel` on read, as one vector."""

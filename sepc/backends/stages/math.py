@@ -1,9 +1,9 @@
 """Transcendental functions on vectors, as polynomials: TVM's own become one scalar library call per lane.
 
-Each takes and returns a float32 expression of any number of lanes. Relative errors against float64, over the range
-where the result is a normal number: exp 3e-7, sigmoid 4e-7, silu 4e-7; absolute errors: tanh 2.4e-7, erf 2.6e-7,
-gelu 1e-6, gelu_tanh 1e-6. NaN propagates: every minimum and maximum has its constant first, which returns the other
-operand where that is NaN.
+Each takes and returns a float32 expression of any number of lanes (`clamp`, `maximum` and `minimum` also of float16).
+Relative errors against float64, over the range where the result is a normal number: exp 3e-7, sigmoid 4e-7, silu 4e-7;
+absolute errors: tanh 2.4e-7, erf 2.6e-7, gelu 1e-6, gelu_tanh 1e-6. NaN propagates: every minimum and maximum has its
+constant first, which returns the other operand where that is NaN.
 
 exp(x) is 2^n · e^r with n the integer next to x / ln 2. Adding 1.5 · 2^23 rounds to it, and leaves n in the low bits
 of the sum, from where a shift moves it into the exponent; ln 2 is one float32, since a fused multiply-add rounds once:
@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.vector import Expr, constant, lanes_of
+from sepc.backends.stages.vector import Expr, constant, lanes_of, type_of
 
 
 def _like(value: float, x: Expr) -> Expr:
-    return constant(value, lanes_of(x))
+    return constant(value, lanes_of(x), type_of(x))
 
 
 def clamp(x: Expr, low: float | None, high: float | None) -> Expr:

@@ -3,7 +3,8 @@
     out[m, c] = (in[m, c] − mean_m) / √(variance_m + ε) · gain[c] + shift[c]
 
 One by the root of the mean square (RMS) has 0 in place of the mean. Mean and variance are computed in two passes over a
-row that stays in the first-level cache: a single pass, by sums of squares, would lose digits.
+row that stays in the first-level cache: a single pass, by sums of squares, would lose digits. All of it is in float32,
+whatever the rows are in.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Position, Sink
 from sepc.backends.stages.kernel import Frame, coordinates, for_each_vector, loop, tile_span
-from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant, lanes_of, ramp
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, cast, constant, lanes_of, ramp
 from sepc.cost_model.tiling import RowTiling
+from sepc.ir.element import FLOAT32
 from sepc.ir.stage import Normalization, ceil_div
 
 # Partial sums kept per row: enough to hide the latency of the additions.
@@ -58,7 +60,7 @@ class RowwiseStage(ABC):
         return total(
             self.normalization.channels,
             self.lanes,
-            lambda channel, lanes: transform(T.Bind(self.source.load((*pixel, channel), lanes))),
+            lambda channel, lanes: transform(T.Bind(self.source.load_float32((*pixel, channel), lanes))),
         )
 
 
@@ -116,11 +118,11 @@ class NormalizationStage(RowwiseStage):
         inverse = T.Bind(inverse_root(variance, norm.epsilon))
 
         def write(channel: Index, lanes: int, turn: int) -> None:
-            y = distance(self.source.load((*pixel, channel), lanes)) * broadcast(inverse, lanes)
+            y = distance(self.source.load_float32((*pixel, channel), lanes)) * broadcast(inverse, lanes)
             if self.gain is not None:
-                y = y * self.gain[ramp(channel, lanes)]
+                y = y * cast(self.gain[ramp(channel, lanes)], FLOAT32.name)
             if self.shift is not None:
-                y = y + self.shift[ramp(channel, lanes)]
+                y = y + cast(self.shift[ramp(channel, lanes)], FLOAT32.name)
             self.sink((*pixel, channel), y)
 
         for_each_vector(norm.channels, self.lanes, write, PARTIAL_SUMS)

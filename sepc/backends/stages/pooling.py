@@ -19,8 +19,9 @@ from sepc.backends.stages.dense import Sink
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span
 from sepc.backends.stages.lanewise import channel_tiles, for_each_channel_group
 from sepc.backends.stages.math import maximum
-from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, constant
+from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, cast, constant
 from sepc.cost_model.tiling import LaneTiling
+from sepc.ir.element import FLOAT32
 from sepc.ir.stage import Pooling, ceil_div
 
 _LOWEST = float("-inf")
@@ -113,16 +114,18 @@ class PoolingStage:
         """Reduce one window for the channel vectors `widths` from `channel` on."""
         pool = self.pooling
         combine: Callable[[Expr, Expr], Expr] = maximum if pool.maximum else _add
-        registers = [Accumulator(lanes) for lanes in widths]
+        # Averages are summed up in float32, whatever is averaged.
+        element = pool.element.name if pool.maximum else FLOAT32.name
+        registers = [Accumulator(lanes, element) for lanes in widths]
         for register in registers:
-            register.set(constant(_LOWEST if pool.maximum else 0, register.lanes))
+            register.set(constant(_LOWEST if pool.maximum else 0, register.lanes, element))
         windows = [_window(pool, axis, position) for axis, position in zip(_axes(pool), pixel[1:], strict=True)]
         with ExitStack() as loops:
             read = [one.begin + loops.enter_context(loop(one.count)) * one.step for one in windows]
             offset = 0
             for register in registers:
                 position = (pixel[0], *read, channel + offset)
-                register.set(combine(register.value, self.source.load(position, register.lanes)))
+                register.set(combine(register.value, cast(self.source.load(position, register.lanes), element)))
                 offset += register.lanes
         offset = 0
         for register in registers:

@@ -21,7 +21,7 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Panels, Sink, Visit, WeightShare, for_each_block, for_each_panel
 from sepc.backends.stages.kernel import Frame, loop
-from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, ramp
+from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, Operand, broadcast, ramp
 from sepc.cost_model.tiling import DenseTiling, ProductTiling
 from sepc.errors import VerificationError
 from sepc.ir.stage import ColumnSegment, Convolution, ceil_div
@@ -188,7 +188,7 @@ class ProductStage(ABC, Generic[TilingT]):
 
     @staticmethod
     @abstractmethod
-    def pack_weights(weight: NDArray[np.float32], convolution: Convolution, tiling: TilingT) -> NDArray[np.float32]:
+    def pack_weights(weight: FloatArray, convolution: Convolution, tiling: TilingT) -> NDArray[np.float32]:
         """`weight` [O, I, rows, columns] as the flat array that the kernel reads."""
 
     @staticmethod

@@ -14,8 +14,10 @@ from functools import cached_property
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.vector import Accumulator, Expr, broadcast, constant, lanes_of, ramp
+from sepc.backends.stages.sums import Sum
+from sepc.backends.stages.vector import Expr, broadcast, constant, lanes_of, ramp
 from sepc.cost_model.tiling import RegisterBlock
+from sepc.ir.stage import Convolution
 
 
 @dataclass(frozen=True)
@@ -24,21 +26,22 @@ class _Part:
 
     vector: int
     columns: range
-    register: Accumulator
+    sum: Sum
 
 
 @dataclass(frozen=True)
 class Registers:
-    """The accumulators of a block. `one` is the frame's, to hide masks from LLVM."""
+    """The accumulators of a block of `convolution`. `one` is the frame's, to hide masks from LLVM."""
 
     block: RegisterBlock
+    convolution: Convolution
     one: Expr
 
     @cached_property
     def _parts(self) -> list[_Part]:
         """All registers, those of the first columns first: the vectors of one column are used together."""
         parts = [
-            _Part(vector, group, Accumulator(width * len(group)))
+            _Part(vector, group, Sum(self.convolution, width * len(group)))
             for vector, width in enumerate(self.block.panel)
             for group in self.block.column_groups(width)
         ]
@@ -51,10 +54,9 @@ class Registers:
 
     def start(self, initial: Sequence[Expr] | None) -> None:
         """Set every column to the `initial` vectors, or to 0."""
-        vectors = initial or [constant(0, lanes) for lanes in self.block.panel]
-        copies = _Copies(vectors)
+        copies = None if initial is None else _Copies(initial)
         for part in self._parts:
-            part.register.set(copies.of(part))
+            part.sum.start(None if copies is None else copies.of(part))
 
     def multiply_add(self, inputs: Sequence[Expr | None], weights: Sequence[Expr]) -> None:
         """Add `inputs`, one scalar for each column, times the vectors of `weights`; None is a column left out."""
@@ -62,8 +64,12 @@ class Registers:
         for part in self._parts:
             own = [inputs[column] for column in part.columns]
             if any(value is not None for value in own):
-                product = self._side_by_side(own, part.register.lanes) * copies.of(part)
-                part.register.set(part.register.value + product)
+                part.sum.add(self._side_by_side(own, part.sum.lanes), copies.of(part))
+
+    def end_block(self) -> None:
+        """A block of the sums has been added: see `sepc.backends.stages.sums`."""
+        for part in self._parts:
+            part.sum.end_block()
 
     def _side_by_side(self, scalars: Sequence[Expr | None], lanes: int) -> Expr:
         """A vector of one or two equal parts, each of which holds one of the `scalars`, or 0.
@@ -71,7 +77,8 @@ class Registers:
         By a mask that LLVM does not know: one that it knows becomes a permutation of broadcasts, which competes with
         multiply-adds for their units (144→24 channels on 56², Zen 5: 106 µs, by a mask 95).
         """
-        vectors = [constant(0, lanes) if scalar is None else broadcast(scalar, lanes) for scalar in scalars]
+        element = self.convolution.element.name
+        vectors = [constant(0, lanes, element) if scalar is None else broadcast(scalar, lanes) for scalar in scalars]
         if len(vectors) == 1:
             return vectors[0]
         is_first = ramp(0, lanes) < broadcast(self.one * (lanes // 2), lanes)
@@ -82,7 +89,7 @@ class Registers:
         for part in self._parts:
             width = self.block.panel[part.vector]
             for place, column in enumerate(part.columns):
-                value = part.register.value
+                value = part.sum.value
                 if len(part.columns) > 1:
                     lanes = range(place * width, (place + 1) * width)
                     value = tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in lanes])

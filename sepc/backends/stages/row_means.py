@@ -2,7 +2,7 @@
 
     means[n, y, 0, c] = Σ_x out[n, y, x, c] / W
 
-The stage must compute each row from left to right, in one task.
+The stage must compute each row from left to right, in one task. The means are float32, whatever is averaged.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from sepc.backends.stages.vector import Expr, Index, Operand, constant, lanes_of
+from sepc.backends.stages.vector import Expr, Index, Operand, cast, constant, lanes_of
+from sepc.ir.element import FLOAT32
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class RowMeans:
     def add(self, position: Sequence[Index], value: Expr) -> None:
         """Take the vector `value` at `position`; the first one of a row replaces what was there."""
         lanes = lanes_of(value)
-        part = value * constant(1.0 / self.columns, lanes)
+        part = cast(value, FLOAT32.name) * constant(1.0 / self.columns, lanes)
         column = position[2]
         if isinstance(column, int):
             total = self.means.load(position, lanes) + part if column else part

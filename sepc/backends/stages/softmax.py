@@ -35,7 +35,7 @@ class SoftmaxStage(RowwiseStage):
         inverse = T.Bind(tirx.const(1.0, "float32") / self._reduce(pixel, power))
 
         def write(channel: Index, lanes: int, turn: int) -> None:
-            x = T.Bind(self.source.load((*pixel, channel), lanes))
+            x = T.Bind(self.source.load_float32((*pixel, channel), lanes))
             self.sink((*pixel, channel), power(x) * broadcast(inverse, lanes))
 
         for_each_vector(self.normalization.channels, self.lanes, write, PARTIAL_SUMS)
@@ -49,7 +49,7 @@ class SoftmaxStage(RowwiseStage):
         rest.set(constant(_LOWEST, 1))
 
         def take(channel: Index, lanes: int, turn: int) -> None:
-            value = self.source.load((*pixel, channel), lanes)
+            value = self.source.load_float32((*pixel, channel), lanes)
             if lanes == self.lanes:
                 registers[turn].set(tirx.max(registers[turn].value, value))
                 return

@@ -31,7 +31,7 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import for_each_vector, loop, when
 from sepc.backends.stages.product import Block, ProductStage, Registers, Task, pack, slot_pixels, task_pixels
-from sepc.backends.stages.vector import Expr, Index, Operand, constant, ramp
+from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, constant, ramp
 from sepc.cost_model.tiling import StrassenTiling
 from sepc.ir.stage import Convolution
 
@@ -76,9 +76,7 @@ class StrassenStage(ProductStage[StrassenTiling]):
     """Emits a matrix product; each of the seven is of halves."""
 
     @staticmethod
-    def pack_weights(
-        weight: NDArray[np.float32], convolution: Convolution, tiling: StrassenTiling
-    ) -> NDArray[np.float32]:
+    def pack_weights(weight: FloatArray, convolution: Convolution, tiling: StrassenTiling) -> NDArray[np.float32]:
         """`weight` [O, I, 1, 1] as [panel][product][input channel][panel lane]."""
         matrix = weight.reshape(convolution.out_channels, convolution.in_channels).T.astype(np.float64)
         (b11, b12), (b21, b22) = (np.hsplit(rows, 2) for rows in np.vsplit(matrix, 2))

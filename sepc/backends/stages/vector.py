@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
@@ -15,6 +17,9 @@ Expr = Any
 Index = Any  # a Python int (known while the kernel is generated) or an int32 expression
 
 
+FloatArray = NDArray[np.floating[Any]]
+
+LINE_BYTES = 64
 # float32 values in a cache line.
 LINE_FLOATS = 16
 
@@ -40,6 +45,29 @@ def lanes_of(value: Expr) -> int:
     return int(value.ty.dtype.lanes)
 
 
+def type_of(value: Expr) -> str:
+    """The type of each lane of a vector expression."""
+    return str(value.ty.dtype).partition("x")[0]
+
+
+def cast(value: Expr, dtype: str) -> Expr:
+    """`value` with each lane converted to `dtype`."""
+    if type_of(value) == dtype:
+        return value
+    lanes = lanes_of(value)
+    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def line_elements(buffer: Expr) -> int:
+    """Elements of `buffer` in a cache line."""
+    return LINE_BYTES // element_bytes(buffer)
+
+
+def element_bytes(buffer: Expr) -> int:
+    """Bytes of an element of `buffer`."""
+    return np.dtype(str(buffer.dtype)).itemsize
+
+
 @dataclass(frozen=True)
 class Operand:
     """A tensor as a kernel sees it: a flat buffer, and strides in elements over the kernel's iteration dimensions.
@@ -48,13 +76,11 @@ class Operand:
         buffer: flat tirx buffer, or a local scratch buffer.
         strides: one stride per iteration dimension; 0 where the tensor is broadcast.
         offset: elements to skip at the front (an `Index`).
-        dtype: element type.
     """
 
     buffer: Expr
     strides: tuple[int, ...]
     offset: Index = 0
-    dtype: str = "float32"
 
     def at(self, position: Sequence[Index]) -> Index:
         """Flat element index of `position`."""
@@ -71,9 +97,13 @@ class Operand:
             return broadcast(self.buffer[index], lanes)
         return self.buffer[ramp(index, lanes, stride)]
 
+    def load_float32(self, position: Sequence[Index], lanes: int = 1) -> Expr:
+        """The same along the last dimension, converted to float32."""
+        return cast(self.load(position, lanes), "float32")
+
     def prefetch(self, position: Sequence[Index], elements: int) -> None:
         """Have `elements` neighbours along the last iteration dimension, from `position` on, fetched."""
-        for element in range(0, elements, LINE_FLOATS):
+        for element in range(0, elements, line_elements(self.buffer)):
             prefetch(self.buffer, self.at(position) + element)
 
     def store(self, position: Sequence[Index], value: Expr, axis: int = -1) -> None:

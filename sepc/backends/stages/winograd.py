@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import for_each_vector, loop, when
 from sepc.backends.stages.product import Block, ProductStage, Task, pack, slot_pixels, task_pixels
-from sepc.backends.stages.vector import LINE_FLOATS, Expr, Index, Operand, constant, ramp
+from sepc.backends.stages.vector import LINE_FLOATS, Expr, FloatArray, Index, Operand, constant, ramp
 from sepc.cost_model.tiling import WinogradTiling
 from sepc.ir.stage import Convolution
 from sepc.ir.winograd import Matrix, transforms
@@ -39,9 +39,7 @@ class WinogradStage(ProductStage[WinogradTiling]):
     """Emits a 3×3 convolution of stride 1; a pixel of a product is a tile."""
 
     @staticmethod
-    def pack_weights(
-        weight: NDArray[np.float32], convolution: Convolution, tiling: WinogradTiling
-    ) -> NDArray[np.float32]:
+    def pack_weights(weight: FloatArray, convolution: Convolution, tiling: WinogradTiling) -> NDArray[np.float32]:
         """`weight` [O, I, 3, 3] as [panel][position][input channel][panel lane]."""
         filters = transforms(tiling.outputs).filters
         factors = np.einsum("pr,oirc,qc->pqio", filters, weight.astype(np.float64), filters, optimize=True)
