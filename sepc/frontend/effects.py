@@ -5,7 +5,6 @@ Callers see this: who writes to a result that is a view of an input writes to th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -45,15 +44,21 @@ class TensorEffect:
     offset: int = field(default=0, compare=False)
 
     @property
-    def elements(self) -> range:
-        """Where its elements lie in its memory."""
-        steps = (stride * (size - 1) for size, stride in zip(self.shape, self.strides, strict=True))
-        return range(self.offset, self.offset + sum(steps) + 1)
+    def end(self) -> int:
+        """The place behind its last element in its memory."""
+        return self.offset + 1 + sum(stride * (size - 1) for size, stride in zip(self.shape, self.strides, strict=True))
 
     @property
-    def is_dense(self) -> bool:
-        """Whether it fills its part of memory without gaps or overlaps."""
-        return math.prod(self.shape) in (0, len(self.elements))
+    def overlaps_itself(self) -> bool:
+        """Whether elements may share a place."""
+        behind = 0  # how far the dimensions of smaller strides reach
+        for stride, size in sorted(
+            (stride, size) for stride, size in zip(self.strides, self.shape, strict=True) if size > 1
+        ):
+            if stride <= behind:
+                return True
+            behind += stride * (size - 1)
+        return False
 
 
 Effect = TensorEffect | object
@@ -115,23 +120,31 @@ def effects_of(results: Any, inputs: Sequence[Any]) -> list[Effect]:
 
 
 def misplaced(expected: Sequence[Effect], found: Sequence[Effect]) -> list[int]:
-    """The results that lie elsewhere in memory than PyTorch's, all of which `put_right` can mend.
+    """The results that `put_right` has to move, as some lie elsewhere in memory than PyTorch's, in their order.
 
-    Raises ModelError with the first difference that it cannot.
+    Raises ModelError with the first difference that cannot be mended.
     """
     if len(expected) != len(found):
         raise ModelError("Compiled results are not those of PyTorch", why=f"{len(found)} instead of {len(expected)}")
-    places = [index for index, wanted in enumerate(expected) if wanted != found[index]]
+    wrong = [index for index, wanted in enumerate(expected) if wanted != found[index]]
+    together = {_whose_memory(expected[index], index) for index in wrong}
+    places = [index for index, wanted in enumerate(expected) if _whose_memory(wanted, index) in together]
     for index in places:
         wanted, given = expected[index], found[index]
+        difference = f"result {index}: {given}, not {wanted}"
         if not isinstance(wanted, TensorEffect) or not isinstance(given, TensorEffect) or not _fits(wanted, given):
-            raise ModelError("Compiled results are not those of PyTorch", why=f"result {index}: {given}, not {wanted}")
-        if not _can_be_placed(wanted, expected):
-            raise ModelError(
-                "Compiled results do not lie in memory as those of PyTorch",
-                why=f"result {index}: {given}, not {wanted}",
-            )
+            raise ModelError("Compiled results are not those of PyTorch", why=difference)
+        of_input = wanted.shares is not None and wanted.shares.kind == "input"
+        other_type = wanted.shares is not None and wanted.shares.dtype != wanted.dtype
+        if other_type or (wanted.overlaps_itself and not of_input):
+            raise ModelError("Compiled results do not lie in memory as those of PyTorch", why=difference)
     return places
+
+
+def _whose_memory(effect: Effect, index: int) -> tuple[str, int]:
+    """The first tensor in the memory where result number `index` lies."""
+    shares = effect.shares if isinstance(effect, TensorEffect) else None
+    return ("result", index) if shares is None else (shares.kind, shares.index)
 
 
 def _fits(wanted: TensorEffect, given: TensorEffect) -> bool:
@@ -141,39 +154,22 @@ def _fits(wanted: TensorEffect, given: TensorEffect) -> bool:
     return same and (is_view or wanted.requires_grad == given.requires_grad)
 
 
-def _can_be_placed(wanted: TensorEffect, expected: Sequence[Effect]) -> bool:
-    """Whether a result can be had in memory of its own, as part of an input, or as part of an earlier result."""
-    if wanted.shares is None:
-        return wanted.is_dense
-    if wanted.shares.dtype != wanted.dtype:
-        return False
-    if wanted.shares.kind == "input":
-        return True
-    base = expected[wanted.shares.index]
-    # What a base with gaps has between its elements is not among the results.
-    return isinstance(base, TensorEffect) and base.is_dense and _contains(base.elements, wanted.elements)
-
-
-def _contains(whole: range, part: range) -> bool:
-    return whole.start <= part.start and part.stop <= whole.stop
-
-
 def put_right(results: Any, places: Sequence[int], expected: Sequence[Effect], inputs: Sequence[Any]) -> Any:
-    """The `results` of a call, those at `places` moved to where PyTorch has them: into `inputs`, results, or apart."""
+    """The `results` of a call, those at `places` moved to where PyTorch has them: into `inputs`, or new memory."""
     leaves, structure = pytree.tree_flatten(results)
-    for index in places:
-        wanted = expected[index]
-        assert isinstance(wanted, TensorEffect)
-        if wanted.shares is None:
-            fresh = torch.empty_strided(wanted.shape, wanted.strides, dtype=wanted.dtype)
-            leaves[index] = fresh.copy_(leaves[index])
-        elif wanted.shares.kind == "input":
-            leaves[index] = inputs[wanted.shares.index].as_strided(wanted.shape, wanted.strides, wanted.offset)
-        else:
-            base, whole = leaves[wanted.shares.index], expected[wanted.shares.index]
-            assert isinstance(whole, TensorEffect)
-            offset = base.storage_offset() + wanted.offset - whole.offset
-            leaves[index] = base.as_strided(wanted.shape, wanted.strides, offset)
+    moved = {index: wanted for index in places if isinstance(wanted := expected[index], TensorEffect)}
+    memories: dict[tuple[str, int], tuple[torch.Tensor, int]] = {}
+    for index, wanted in moved.items():
+        kind, first = owner = _whose_memory(wanted, index)
+        if kind == "input":
+            leaves[index] = inputs[first].as_strided(wanted.shape, wanted.strides, wanted.offset)
+            continue
+        if owner not in memories:
+            beside = [one for number, one in moved.items() if _whose_memory(one, number) == owner]
+            start = min(one.offset for one in beside)
+            memories[owner] = torch.empty(max(one.end for one in beside) - start, dtype=wanted.dtype), start
+        memory, start = memories[owner]
+        leaves[index] = memory.as_strided(wanted.shape, wanted.strides, wanted.offset - start).copy_(leaves[index])
     return pytree.tree_unflatten(leaves, structure)
 
 

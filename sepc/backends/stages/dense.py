@@ -312,8 +312,9 @@ class _Block:
     ) -> None:
         """Add the products of input channels from `first` on at some taps, for the columns `valid` at each."""
         conv = self.stage.convolution
-        # The first step of all is no part of the loop: there, the bias needs no copies of its own.
-        apart = conv.taps == 1 and not conv.sums_in_blocks
+        # The first step of all is no part of the loop: there, the bias needs no copies of its own. (Of one column there
+        # are none; LLVM then loads an odd number of weights at a time on Arm, in twice the time.)
+        apart = conv.taps == 1 and not conv.sums_in_blocks and registers.block.columns > 1
         for tap, of_tap in valid.items():
             if not any(of_tap):
                 continue
