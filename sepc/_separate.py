@@ -19,7 +19,7 @@ from sepc.separation.menus import allocations
 from sepc.separation.search import search
 from sepc.target import Target
 
-DEFAULT_FORMS: Final = ("bottleneck", "spatial", "channels")
+DEFAULT_FORMS: Final = ("bottleneck", "spatial", "channels", "output-channels")
 
 
 def separate(

@@ -105,13 +105,16 @@ def methods(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row], network: str) -> str:
-    """Points of top-1 lost at the measured speed-up, means over seeds: a row per method, a column per wish."""
+    """Points of top-1 lost at the measured speed-up, means over seeds: a row per method, a column per wish.
+
+    There is none where a method cannot be so fast, or was not run.
+    """
     own = [row for row in rows if row.network == network]
     dense = {row.seed: row.top1 for row in own if row.method == DENSE}
     wishes = sorted({row.wanted for row in own if row.method != DENSE})
     names = ", ".join(f"{top1:.2f} (seed {seed})" for seed, top1 in sorted(dense.items()))
     lines = [
-        f"{network}: top-1 {names}; points lost at the measured speed-up, means over seeds",
+        f"{network}: top-1 {names}; points lost at the measured speed-up, means over seeds (* not all of them)",
         f"{'asked for':34}" + "".join(f"{f'{wanted:g}×':>16}" for wanted in wishes),
     ]
     for method in methods(own):
@@ -119,8 +122,8 @@ def table(rows: Sequence[Row], network: str) -> str:
         for wanted in wishes:
             found = [row for row in own if row.method == method and row.wanted == wanted]
             lost = [dense[row.seed] - row.top1 for row in found]
-            cell = f"{mean(lost):.2f} at {mean([row.speedup for row in found]):.2f}×" if found else "out of reach"
-            cells.append(f"{cell:>16}")
+            cell = f"{mean(lost):.2f} at {mean([row.speedup for row in found]):.2f}×" if found else "none"
+            cells.append(f"{cell + '*' * (0 < len(found) < len(dense)):>16}")
         lines.append(f"{method:34}" + "".join(cells))
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """separate-conv: a convolution that is separable, or of low rank, becomes what it is a product of.
 
-Pattern: a convolution of several taps with a constant weight, in float32, not depthwise. Equation: with one of the
+Pattern: a convolution with a constant weight, in float32, not depthwise. Equation: with one of the
 forms of `sepc.separable.forms`, of a small rank, its weight is a product of factors, and
 
     W∗x + b  =  F₃∗(F₂∗(F₁∗x)) + b                     of two or three factors, the taps in one or two of them
@@ -112,12 +112,16 @@ class SeparateConv:
 
 
 def is_dense(node: fx.Node) -> bool:
-    """Whether `node` is a convolution of several taps and channels with a weight that is known, in float32."""
+    """Whether `node` is a convolution of several channels with a weight that is known, in float32."""
     if not Conv.matches(node) or dtype(node) != torch.float32:
         return False
     conv = Conv.of(node)
-    has_taps = max(conv.kernel) > 1 and not conv.is_depthwise and shape(conv.weight)[1] > 1
-    return has_taps and is_constant(conv.weight) and len(shape(conv.input)) == len(conv.kernel) + 2
+    return (
+        not conv.is_depthwise
+        and shape(conv.weight)[1] > 1
+        and is_constant(conv.weight)
+        and len(shape(conv.input)) == len(conv.kernel) + 2
+    )
 
 
 @dataclass(frozen=True)

@@ -138,8 +138,9 @@ def _fit_group(
     form, whole, weight = problem.form, problem.whole, problem.weight
     rows = weight.flatten(1)
     scale = float((rows * problem.target.T).sum())
-    first = form.start(weight, rank)
-    if steps and scale > 0:
+    best = form.best(weight, rows @ problem.target, rank)
+    first = best or form.start(weight, rank)
+    if best is None and steps and scale > 0:
         first = _descend(problem.float(), first, scale, steps, generator)
     # Lengths of factors cancel out of the product, and the last one's follows.
     first = [factor / _lengths(factor).clamp_min(torch.finfo(torch.float64).tiny) for factor in first]

@@ -9,7 +9,7 @@ for a tap, and sums over all indices that the left side lacks:
     spatial                 k×1 → 1×k                      W[o,i,(p,q)] = Q[o,r,q] V[r,i,p]
     channels                1×1 → k×k → 1×1                W[o,i,p] = Q[o,s] C[s,r,p] P[r,i]
     input-channels          1×1 → k×k                      W[o,i,p] = Q[o,r,p] P[r,i]
-    output-channels         k×k → 1×1                      W[o,i,p] = Q[o,s] C[s,i,p]
+    output-channels         k×k → 1×1                      W[o,i,p] = Q[o,s] C[s,i,p]      also of k = 1
 
 Each is W = Q Bᵀ: linear in its last factor Q, with a basis B made of the others, one for all outputs or one for each.
 So the last factor of the best approximation follows in closed form from the others (`sepc.separable.fit`).
@@ -57,6 +57,10 @@ class Form(ABC):
     @abstractmethod
     def start(self, weight: torch.Tensor, rank: int) -> list[torch.Tensor]:
         """All factors but the last one for the `weight` of one group, by truncated singular value decompositions."""
+
+    def best(self, weight: torch.Tensor, variance: torch.Tensor, rank: int) -> list[torch.Tensor] | None:
+        """The same where the best ones are known, for results of this `variance`, W S Wᵀ [O, O]; None where not."""
+        return None
 
     @abstractmethod
     def basis(self, whole: Geometry, factors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -247,7 +251,10 @@ class InputChannels(Form):
 
 
 class OutputChannels(Form):
-    """k×k → 1×1: fewer results to compute, the rank, and all others from them."""
+    """k×k → 1×1: fewer results to compute, the rank, and all others from them. Of one tap, a product of low rank.
+
+    The results that are kept are those of the largest variance, in the metric: this is no descent, but known.
+    """
 
     name = "output-channels"
 
@@ -255,9 +262,14 @@ class OutputChannels(Form):
         return (replace(whole, out_channels=rank), pointwise(rank, whole.out_channels, len(whole.kernel)))
 
     def full_rank(self, whole: Geometry) -> int:
-        return (
-            min(whole.group_outputs, whole.group_inputs * whole.taps) if min(whole.group_outputs, whole.taps) > 1 else 0
-        )
+        rank = min(whole.group_outputs, whole.group_inputs * whole.taps)
+        return rank if rank > 1 and whole.group_inputs > 1 else 0
+
+    def best(self, weight: torch.Tensor, variance: torch.Tensor, rank: int) -> list[torch.Tensor]:
+        _, inputs, *kernel = weight.shape
+        leading = torch.linalg.eigh(variance).eigenvectors.flip(1)[:, :rank].T
+        core = nn.functional.pad(leading, (0, 0, 0, rank - len(leading))) @ weight.flatten(1)
+        return [core.reshape(rank, inputs, *kernel)]
 
     def start(self, weight: torch.Tensor, rank: int) -> list[torch.Tensor]:
         _, inputs, *kernel = weight.shape

@@ -92,7 +92,7 @@ def _obstacle(model: nn.Module, paths: list[str], node: fx.Node) -> str:
     if type(module) not in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
         return f"it is a {type(module).__name__}, whose forward may do more than a convolution"
     if not any(form.full_rank(_geometry(conv)) for form in FORMS.values()):
-        return "it has one tap" if conv.is_pointwise else "it is depthwise, or has one tap"
+        return "it is depthwise" if conv.is_depthwise else "it has one channel"
     return ""
 
 

@@ -5,7 +5,8 @@ separated model's. Each is divided by its variance in the original, so that none
 
     loss  =  ‖f′ − f‖² / var f  +  λ · mean over ℓ of ‖g′_ℓ − g_ℓ‖² / var g_ℓ
 
-is minimised by AdamW with a rate that rises for some steps, and falls to zero in the shape of a cosine. Both models
+is minimised by Adam, with a rate in proportion to the error at the start, which rises for some steps, and then falls to
+zero in the shape of a cosine. Both models
 stay in evaluation mode: normalisations keep their means and variances, whose place the biases can take, so that what is
 trained is what will run. Every so often the first term is looked at on inputs that were held out, and the best state
 there was, the one before the first step among them, is what comes back: also if the user interrupts.
@@ -31,8 +32,10 @@ from sepc.separation.student import Student
 
 logger = logging.getLogger("sepc")
 
-RATE: Final = 4e-3
-WEIGHT_DECAY: Final = 0.0
+# The largest rate for each unit of error at the start: where little is off, large steps do harm first, and then there
+# is no time to make up for it.
+RATE: Final = 0.01
+LARGEST_ERROR: Final = 0.5
 WARM_UP_SHARE: Final = 0.05
 # How often the state is looked at.
 LOOKS: Final = 20
@@ -85,7 +88,7 @@ def distill(
         student = Student(original, plan, {path: scales[path] for path in plan.layers}, held_out)
         best = before = student.error()
         state = student.state()
-        optimizer = torch.optim.AdamW(student.parameters, RATE, weight_decay=WEIGHT_DECAY)
+        optimizer = torch.optim.Adam(student.parameters, RATE * min(before, LARGEST_ERROR))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, steps))
         try:
             with tqdm(total=steps, desc="distillation", unit=" steps", disable=None) as bar:

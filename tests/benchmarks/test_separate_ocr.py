@@ -97,7 +97,7 @@ def test_another_trunk_takes_the_place_of_the_first_in_a_copy() -> None:
 def test_what_was_measured_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(benchmark, "recognizer", lambda: models.Recognizer(Parts()).eval())
-    monkeypatch.setattr(benchmark, "CALIBRATION_WORDS", 16)
+    monkeypatch.setattr(benchmark, "UNLABELLED_WORDS", 16)
     arguments = ["--networks", "recognizer", "--words", "8", "--rounds", "3", "--speedups", "1.1"]
     assert benchmark.main([*arguments, "--output", str(tmp_path)]) == 0
     dense, separated = benchmark.read(tmp_path / "separate_ocr.json")

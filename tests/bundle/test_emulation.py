@@ -160,3 +160,27 @@ def test_a_bundle_in_float16_takes_and_gives_the_models_types(dtype: torch.dtype
     with torch.no_grad():
         expected = model.float()(x.float())
     assert (found.float() - expected).abs().max() <= 5e-3 * expected.abs().max()
+
+
+@needs_tools
+def test_what_tvm_lowers_agrees_with_eager() -> None:
+    """On this host such kernels are compared with PyTorch when they are built, for another one nowhere but here."""
+    torch.manual_seed(0)
+    model = Function(
+        lambda self, x, rows: (
+            *(
+                torch.roll(x, (1, 2), (2, 3)),
+                x.cumsum(1),
+                x.sin() * x.pow(3),
+                x.flip(3),
+                rows.argmax(1),
+                rows.logsumexp(1),
+            ),
+            *(nn.functional.pad(x, (1, 2, 3, 0), mode="reflect"), nn.functional.pixel_shuffle(x, 2)),
+            nn.functional.interpolate(x, size=(9, 13), mode="bilinear", align_corners=False),
+            torch.where(x > 0, x, x.exp()).to(torch.float16),
+        )
+    )
+    compiled = check(model, torch.randn(2, 4, 7, 9), torch.randn(5, 33), target="arm64")
+    assert {one.kernel for one in compiled.regions if one.ops} & {"tvm"}
+    assert sum(one.kernel == "tvm" for one in compiled.regions) >= 6

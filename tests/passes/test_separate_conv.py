@@ -93,6 +93,13 @@ def test_images_may_have_one_dimension_or_three(layer: Layer, size: tuple[int, .
     assert notes[0].taken
 
 
+def test_a_product_of_low_rank_becomes_two_of_one_tap() -> None:
+    layer = planted("output-channels", nn.Conv2d(128, 96, 1, stride=2), 16)
+    module, (note,) = run(nn.Sequential(layer), torch.randn(1, 128, 56, 56))
+    assert weights(module) == [(16, 128, 1, 1), (96, 16, 1, 1)]
+    assert note.taken
+
+
 def test_dead_inputs_are_left_out() -> None:
     layer = nn.Conv2d(64, 64, 3, padding=1)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from sepc.separable.fit import compose, fit
 from sepc.separable.forms import FORMS
@@ -131,3 +132,15 @@ def test_factors_are_of_like_size() -> None:
     found = fit(FORMS["bottleneck"], whole, 8, 1e-6 * torch.randn(whole.weight_shape), steps=5)
     sizes = [float(factor.square().mean().sqrt()) for factor in found.factors]
     assert max(sizes) == pytest.approx(min(sizes), rel=1e-3)
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_few_output_channels_are_those_of_the_largest_variance(taps: int) -> None:
+    """By the theorem of Eckart and Young, in the metric: no factors come nearer."""
+    form, rank = FORMS["output-channels"], 3
+    whole = Geometry.of(nn.Conv2d(6, 8, taps))
+    weight = torch.randn(whole.weight_shape, dtype=torch.float64)
+    root = torch.randn(1, 6 * taps * taps, 6 * taps * taps, dtype=torch.float64)
+    found = fit(form, whole, rank, weight, root @ root.transpose(1, 2), steps=0)
+    squares = torch.linalg.svdvals(weight.flatten(1) @ root[0]).square()
+    assert found.square_error == pytest.approx(float(squares[rank:].sum() / squares.sum()))

@@ -83,7 +83,8 @@ def test_only_the_last_layer_has_a_bias() -> None:
 @pytest.mark.parametrize(
     ("layer", "names"),
     [
-        (nn.Conv2d(4, 4, 1), ()),
+        (nn.Conv2d(4, 4, 1), ("output-channels",)),
+        (nn.Conv2d(4, 1, 1), ()),
         (nn.Conv2d(4, 4, 3, groups=4), ("spatial",)),
         (nn.Conv1d(4, 4, 3), tuple(name for name in FORMS if name != "spatial")),
         (nn.Conv2d(4, 4, (1, 3)), tuple(name for name in FORMS if name != "spatial")),

@@ -45,9 +45,9 @@ def test_layers_are_found_in_order_with_what_follows_them() -> None:
     [
         (Function(lambda self, x: self.a(self.a(x)), a=nn.Conv2d(8, 8, 3)), "it is called 2 times"),
         (Function(lambda self, x: self.a(x), a=Scaled(8, 8, 3)), "it is a Scaled, whose forward may do more"),
-        (Function(lambda self, x: self.a(x), a=nn.Conv2d(8, 8, 1)), "it has one tap"),
+        (Function(lambda self, x: self.a(x), a=nn.Conv2d(8, 1, 1)), "it has one channel"),
         (Function(lambda self, x: self.a(x), a=nn.Conv2d(8, 8, (1, 3), groups=8)), "it is depthwise"),
-        (Function(lambda self, x: self.b(x), a=nn.Conv2d(8, 8, 3), b=nn.Conv2d(8, 8, 1)), "it is not called"),
+        (Function(lambda self, x: self.b(x), a=nn.Conv2d(8, 8, 3), b=nn.Conv2d(8, 1, 1)), "it is not called"),
         (
             Function(lambda self, x: nn.functional.conv2d(x, 2 * self.a.weight), a=nn.Conv2d(8, 8, 3)),
             "it is not called",

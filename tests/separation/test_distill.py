@@ -115,7 +115,7 @@ def test_a_loader_shuffles_by_the_seed(model: nn.Module) -> None:
 
 
 def test_what_makes_it_worse_is_not_kept(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RATE", 100.0)
+    monkeypatch.setattr(module, "RATE", 1000.0)
     plan, scales = crude(model)
     found, report = run(model, plan, scales)
     assert report.error[0] == report.error[1]

