@@ -46,12 +46,10 @@ class Remote:
 
         Waits for those that are in use. Raises DeviceError.
         """
-        from sepc.backends import rpc
-
         if not self.key:
             yield [self.board()]
             return
-        more = max(0, rpc.count(self.host, self.port, self.key, self.timeout_s) - 1)
+        more = max(0, self.count() - 1)
         own = self.board()
         with ThreadPoolExecutor(max(1, more)) as pool:
             others = list(pool.map(lambda _: self._connect(), range(more)))
@@ -60,6 +58,16 @@ class Remote:
         finally:
             for one in others:
                 one.close()
+
+    def count(self) -> int:
+        """How many devices there are, busy ones included. Raises DeviceError."""
+        from sepc.backends import rpc
+
+        return rpc.count(self.host, self.port, self.key, self.timeout_s) if self.key else 1
+
+    def another(self) -> Remote:
+        """The same address with a connection of its own: to another device, if there are several behind a tracker."""
+        return Remote(self.host, self.port, self.key, self.timeout_s)
 
     def close(self) -> None:
         """End the connection: others may use the device. The next call connects anew."""

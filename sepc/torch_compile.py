@@ -7,8 +7,8 @@ runs in PyTorch until they stand still from one call to the next; then it is com
 open are fixed by the call: each shape compiles once, as with `sepc.compile`.
 
 A graph that cannot be compiled so that it does just what PyTorch would do runs in PyTorch, and a warning says why: it
-needs gradients, it writes to its inputs or buffers, its results share memory as compiled results do not, or
-`sepc.compile` refuses it. With the option `fullgraph` that is a ModelError.
+needs gradients, it writes to its inputs or buffers, or `sepc.compile` refuses it. Results that PyTorch gives as views
+of inputs, weights or other results are made into such views. With the option `fullgraph` that is a ModelError.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import torch
@@ -26,7 +27,7 @@ from torch.fx import traceback
 
 from sepc._compile import compile as sepc_compile
 from sepc.errors import InputError, ModelError, SepcError
-from sepc.frontend.effects import effects_of, expected_effects, require_same, state
+from sepc.frontend.effects import Effect, effects_of, expected_effects, misplaced, put_right, state
 from sepc.frontend.weights import Weights
 
 logger = logging.getLogger("sepc")
@@ -181,24 +182,37 @@ class _Frozen:
         self.weights = weights
         self._eager, self._places = eager, bound.places
         self._model = sepc_compile(bound, **options)
-        self._is_compiled: dict[Any, bool] = {}
+        self._held = list(state(eager.graph_module).values())
+        self._placements: dict[Any, _Placement | None] = {}
 
     def __call__(self, *args: Any) -> Any:
         """The graph's results."""
         inputs = [one for place, one in enumerate(args) if place not in self._places]
         key = tuple((one.shape, one.stride()) if isinstance(one, torch.Tensor) else one for one in inputs)
-        is_compiled = self._is_compiled.get(key)
-        if is_compiled is None:
-            is_compiled = self._is_compiled[key] = self._compile(args, inputs)
-        return self._model(*inputs) if is_compiled else self._eager(*args)
+        if key not in self._placements:
+            self._placements[key] = self._compile(args, inputs)
+        placement = self._placements[key]
+        if placement is None:
+            return self._eager(*args)
+        results = self._model(*inputs)
+        if not placement.places:
+            return results
+        return put_right(results, placement.places, placement.expected, [*args, *self._held])
 
-    def _compile(self, args: Sequence[Any], inputs: Sequence[Any]) -> bool:
-        """Compile for these inputs, and run it once; whether it does to memory what PyTorch would do."""
-        held = state(self._eager.graph_module).values()
+    def _compile(self, args: Sequence[Any], inputs: Sequence[Any]) -> _Placement | None:
+        """Compile for these inputs, and run it once; None if it cannot do to memory what PyTorch does."""
         try:
             expected = expected_effects(self._eager.graph_module, args)
-            require_same(expected, effects_of(self._model(*inputs), [*args, *held]))
+            found = effects_of(self._model(*inputs), [*args, *self._held])
+            return _Placement(tuple(misplaced(expected, found)), tuple(expected))
         except (ModelError, InputError) as error:
             self._eager.accept(error)
-            return False
-        return True
+            return None
+
+
+@dataclass(frozen=True)
+class _Placement:
+    """Where results lie in PyTorch, and which of those compiled lie elsewhere."""
+
+    places: tuple[int, ...]
+    expected: tuple[Effect, ...]

@@ -194,6 +194,14 @@ def test_the_key_covers_the_figures_of_the_machine_and_the_versions(monkeypatch:
     assert len(found) == 5
 
 
+def test_the_key_covers_the_type_that_kernels_compute_in() -> None:
+    leaves, spec = torch.utils._pytree.tree_flatten(((X,), {}))
+    signature, exported, target = Signature.of(spec, leaves), export(model(), (X,)), Target.parse("arm64:cortex-a76")
+    targets = (target, target.computing_in("float32"), target.computing_in("float16"))
+    first, same, other = (keys.cache_key(exported, signature, one, 1, "time") for one in targets)
+    assert first == same != other
+
+
 def test_numbers_are_told_apart_by_type_in_the_key() -> None:
     scaled = [Function(lambda self, x, by=by: x * by).eval() for by in (1, 1.0, True, 2)]
     assert len({key(one) for one in scaled}) >= 3  # export itself takes True for 1

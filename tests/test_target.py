@@ -6,11 +6,14 @@ import os
 from dataclasses import replace
 
 import pytest
+import torch
 
+import sepc
 from sepc.cost_model.arm_cpus import ARM_ALIASES, ARM_CPUS
 from sepc.cost_model.detect import HostCpu, host_cpu
 from sepc.cost_model.x86_cpus import LEVEL_FEATURES, LINUX_FLAG_OF_FEATURE, X86_CPUS, X86_CPUS_TOO_OLD
-from sepc.errors import TargetError
+from sepc.errors import InputError, TargetError
+from sepc.ir.element import FLOAT16
 from sepc.target import Target, native_target
 
 
@@ -243,3 +246,34 @@ def test_explicit_vectors_use_registers_of_the_targets_width(name: str, register
     fused = [line for line in assembly.splitlines() if "vfmadd" in line]
     assert fused
     assert all(register in line for line in fused)
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["arm64:cortex-a76", "arm64:neoverse-n1", "arm64:apple-m1", "arm64:cortex-a55"])
+def test_arm_cores_since_armv8_2_compute_in_float16(name: str, dtype: str | torch.dtype) -> None:
+    target = Target.parse(name).computing_in(dtype)
+    assert (target.element, target.text) == (FLOAT16, f"{Target.parse(name).text} in float16")
+    assert target.machine.lanes(target.element) == 8
+    assert target.computing_in("float32") == Target.parse(name)
+
+
+@pytest.mark.parametrize("name", ["native", "arm64", "arm64:cortex-a72", "x86-64-v4", "x86:sapphirerapids"])
+def test_other_targets_name_those_that_compute_in_float16(name: str) -> None:
+    if name == "native" and Target.parse(name).has_float16:
+        pytest.skip("this host has it")
+    with pytest.raises(TargetError, match=f"no arithmetic in float16 for the target '{name}'") as caught:
+        sepc.compile(torch.nn.Linear(3, 2), target=name, dtype="float16")
+    listed = caught.value.fix.partition(": ")[2].split(", ")
+    assert {"arm64:cortex-a76", "arm64:neoverse-n1", "arm64:apple-m1"} <= set(listed)
+    assert all(Target.parse(one).has_float16 for one in listed)
+
+
+def test_an_arm_host_without_the_instructions_has_no_float16() -> None:
+    flags = frozenset({"asimd", "asimddp", "asimdrdm", "atomics"})
+    with pytest.raises(TargetError, match="no arithmetic in float16"):
+        native_target(HostCpu("aarch64", "cortex-a76", flags, "cortex-a76")).computing_in("float16")
+
+
+def test_other_types_are_refused() -> None:
+    with pytest.raises(InputError, match=r'Kernels do not compute in .bfloat16.(.|\n)*"float32" or "float16"'):
+        Target.parse("arm64:cortex-a76").computing_in(torch.bfloat16)

@@ -32,8 +32,8 @@ from sepc.separation.student import Student
 
 logger = logging.getLogger("sepc")
 
-# The largest rate for each unit of error at the start: where little is off, large steps do harm first, and there is then
-# no time to make up for it.
+# The largest rate for each unit of error at the start: where little is off, large steps do harm first, and then there
+# is no time to make up for it.
 RATE: Final = 0.01
 LARGEST_ERROR: Final = 0.5
 WARM_UP_SHARE: Final = 0.05

@@ -74,3 +74,14 @@ def test_a_missing_analyser_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inner_loops.shutil, "which", lambda name: None)
     with pytest.raises(SystemExit, match="no llvm-mca; install"):
         analyse(["    fmla v0.4s, v1.4s, v2.4s"], "cortex-a72")
+
+
+@pytest.mark.skipif(
+    not os.environ.get("CI") and not any(map(shutil.which, ("llvm-mca", "llvm-mca-19"))), reason="needs llvm-mca"
+)
+@pytest.mark.parametrize("target", inner_loops.TARGETS["float16"])
+def test_a_pointwise_loop_in_float16_is_near_its_bound_and_keeps_to_registers(target: str) -> None:
+    for channels in (64, 384):  # Short sums, and sums in blocks.
+        layer = Layer("pointwise", "", nn.Conv2d(channels, 96, 1), (1, channels, 14, 14))
+        _, found = inner_loops.measure(layer, target, "float16")
+        assert (found.share > 0.9, found.stack_accesses) == (True, 0)

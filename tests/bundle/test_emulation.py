@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -134,3 +136,51 @@ def test_plans_differ_with_the_machine() -> None:
         compiled = sepc.compile(model.eval(), target=Target.parse(name), num_threads=1, example_inputs=(x,))
         plans.append([one.tiling for one in compiled.regions])
     assert plans[0] != plans[1]
+
+
+@needs_tools
+@pytest.mark.parametrize(("dtype", "c_type"), [(torch.float32, "float"), (torch.float16, "uint16_t")], ids=str)
+def test_a_bundle_in_float16_takes_and_gives_the_models_types(dtype: torch.dtype, c_type: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = block(24, 72).eval().to(dtype), torch.randn(1, 24, 12, 12).to(dtype)
+    options = {"target": "arm64:cortex-a76", "num_threads": 1, "example_inputs": (x,)}
+    sepc.compile(model, dtype="float16", **options).export(tmp_path)
+    header, readme = ((tmp_path / name).read_text() for name in ("model.h", "README.md"))
+    assert "arm64:cortex-a76 in float16" in header
+    assert f"const {c_type}* input_0, {c_type}* output_0" in readme
+    assert f"{str(dtype).removeprefix('torch.')}[1, 24, 12, 12]" in header
+    parameters = sum(one.numel() for one in model.parameters())
+    assert (tmp_path / "weights.bin").stat().st_size < 2 * parameters + 4096
+    sources = ["main.c", "model.c", "weights.S", "kernels.o"]
+    command = [TOOLS[1], "-std=c11", "-Wall", "-Wextra", "-Werror", "-static", "-I.", "-o", "model", *sources, "-lm"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (tmp_path / "x").write_bytes(x.numpy().tobytes())
+    subprocess.run([TOOLS[0], "model", "x", "y"], cwd=tmp_path, check=True)
+    found = torch.from_numpy(np.fromfile(tmp_path / "y", x.numpy().dtype)).reshape(x.shape)
+    with torch.no_grad():
+        expected = model.float()(x.float())
+    assert (found.float() - expected).abs().max() <= 5e-3 * expected.abs().max()
+
+
+@needs_tools
+def test_what_tvm_lowers_agrees_with_eager() -> None:
+    """On this host such kernels are compared with PyTorch when they are built, for another one nowhere but here."""
+    torch.manual_seed(0)
+    model = Function(
+        lambda self, x, rows: (
+            *(
+                torch.roll(x, (1, 2), (2, 3)),
+                x.cumsum(1),
+                x.sin() * x.pow(3),
+                x.flip(3),
+                rows.argmax(1),
+                rows.logsumexp(1),
+            ),
+            *(nn.functional.pad(x, (1, 2, 3, 0), mode="reflect"), nn.functional.pixel_shuffle(x, 2)),
+            nn.functional.interpolate(x, size=(9, 13), mode="bilinear", align_corners=False),
+            torch.where(x > 0, x, x.exp()).to(torch.float16),
+        )
+    )
+    compiled = check(model, torch.randn(2, 4, 7, 9), torch.randn(5, 33), target="arm64")
+    assert {one.kernel for one in compiled.regions if one.ops} & {"tvm"}
+    assert sum(one.kernel == "tvm" for one in compiled.regions) >= 6

@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from sepc.errors import ModelError
-from sepc.frontend.effects import effects_of, expected_effects, require_same
+from sepc.frontend.effects import effects_of, expected_effects, misplaced, put_right
 
 X = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -42,23 +42,73 @@ def test_expected_effects_are_those_of_pytorch(function: Callable[..., Any]) -> 
     graph = graph_of(function)
     expected = expected_effects(graph, [X])
     with torch.no_grad():
-        require_same(expected, effects_of(graph(X), [X, *graph.parameters(), *graph.buffers()]))
+        assert not misplaced(expected, effects_of(graph(X), [X, *graph.parameters(), *graph.buffers()]))
+
+
+def several(self: Any, x: torch.Tensor) -> Any:
+    """Views of an input, of a weight and of a result, one with other strides, and none."""
+    y = x + 1
+    return x, x[:, 1:], self.table[1:, ::2], y, y.reshape(-1)[7:20], y.mT.contiguous(), x.exp().mT, 3
+
+
+def test_results_elsewhere_are_put_where_pytorch_has_them() -> None:
+    graph = graph_of(several)
+    inputs = [X, *graph.parameters()]
+    expected = expected_effects(graph, [X])
+    with torch.no_grad():
+        reference = graph(X)
+        copies = tuple(one.clone() if isinstance(one, torch.Tensor) else one for one in reference)
+        places = misplaced(expected, effects_of(copies, inputs))
+        assert places == [0, 1, 2, 4]
+        results = put_right(copies, places, expected, inputs)
+    assert not misplaced(expected, effects_of(results, inputs))
+    for mine, its in zip(results, reference, strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=0)
+    assert [results[place].data_ptr() for place in (0, 1, 2)] == [reference[place].data_ptr() for place in (0, 1, 2)]
+    assert results[4].data_ptr() == results[3].data_ptr() + 7 * 4
+
+
+def test_results_that_share_memory_where_pytorchs_do_not_are_copied() -> None:
+    expected = expected_effects(graph_of(lambda self, x: (x.clone(), x.mT.clone())), [X])
+    places = misplaced(expected, effects_of((X, X.mT.contiguous()), [X]))
+    assert places == [0, 1]
+    first, second = put_right((X, X.mT.contiguous()), places, expected, [X])
+    assert first.data_ptr() != X.data_ptr()
+    assert (torch.equal(first, X), torch.equal(second, X.mT)) == (True, True)
+    assert second.stride() == X.mT.clone().stride()
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        lambda self, x: (x.clone(), x[:, 1:]),
-        lambda self, x: (x, x[:, 1:].clone()),
         lambda self, x: (x, x[:, 1:].double()),
         lambda self, x: (x,),
         lambda self, x: (x, x[:, 2:]),
+        lambda self, x: (x, 3),
     ],
 )
-def test_a_difference_is_found(other: Callable[..., Any]) -> None:
+def test_what_cannot_be_put_right_is_refused(other: Callable[..., Any]) -> None:
     expected = expected_effects(graph_of(lambda self, x: (x, x[:, 1:])), [X])
     with pytest.raises(ModelError, match="Compiled results"):
-        require_same(expected, effects_of(other(None, X), [X]))
+        misplaced(expected, effects_of(other(None, X), [X]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, x: x.exp()[:, :1].expand(2, 4, 6),  # elements in the same place
+        lambda self, x: x.view(torch.int32),
+        lambda self, x: x.exp().tensor_split([3], dim=1),  # results that lie side by side
+    ],
+)
+def test_memory_that_cannot_be_had_is_refused(function: Callable[..., Any]) -> None:
+    graph = graph_of(function)
+    expected = expected_effects(graph, [X])
+    with torch.no_grad():
+        results = graph(X)
+    copies = tuple(one.clone() for one in results) if isinstance(results, tuple) else results.clone()
+    with pytest.raises(ModelError, match="do not lie in memory"):
+        misplaced(expected, effects_of(copies, [X]))
 
 
 @pytest.mark.parametrize("function", [lambda self, x: x.add_(1), lambda self, x: self.table.add_(1) + x])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sepc.ir.element import FLOAT16, FLOAT32, LONGEST_SUM
 from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div, split_lanes
 
 SETTINGS = settings(max_examples=500, deadline=None, derandomize=True)
@@ -127,3 +128,30 @@ def test_numbers_of_the_other_stages() -> None:
 )
 def test_halves_of_matrix_products_and_of_nothing_else(product: Convolution, half: Convolution | None) -> None:
     assert product.halves == half
+
+
+@SETTINGS
+@given(st.integers(1, 2000), st.integers(1, 9), st.integers(1, 3))
+def test_long_sums_of_float16_fall_into_blocks_that_cover_a_kernel_row_once(
+    channels: int, taps: int, rows: int
+) -> None:
+    conv = Convolution(1, 9, 20, 1, 1, channels, 8, 1, (rows, taps), element=FLOAT16)
+    assert conv.sums_in_blocks == (rows * taps * channels > LONGEST_SUM)
+    covered = 0
+    for columns, runs, run in conv.row_sums:
+        assert columns * run <= LONGEST_SUM
+        assert runs == ceil_div(channels, run)
+        assert columns == 1 or runs == 1
+        covered += columns
+    assert covered == taps
+    assert not conv.of(FLOAT32).sums_in_blocks
+    assert conv.of(FLOAT32).row_sums == ((taps, 1, channels),)
+
+
+def test_fast_algorithms_are_for_float32_only() -> None:
+    product = Convolution(1, 1, 128, 1, 128, 64, 64)
+    tiles = Convolution(1, 8, 8, 8, 8, 64, 64, 1, (3, 3), (1, 1), (1, 1))
+    assert product.halves is not None
+    assert tiles.winograd_product(2) is not None
+    assert product.of(FLOAT16).halves is None
+    assert tiles.of(FLOAT16).winograd_product(2) is None

@@ -168,3 +168,8 @@ def test_a_structure_cannot_have_modules_imported() -> None:
 def test_what_has_not_the_declared_types_is_refused(kind: Any, value: Any) -> None:
     with pytest.raises((ValueError, TypeError, KeyError)):
         Decoder().decode(kind, value)
+
+
+def test_the_type_that_a_target_computes_in_comes_back() -> None:
+    target = Target.parse("arm64:cortex-a76").computing_in("float16")
+    assert through_json(Target, target) == target

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sepc
-from sepc.separation import report
+from sepc.separation import menus, report
 from tests.separable.networks import network, smooth_images
 
 SPEEDUP = 1.4
@@ -20,7 +20,7 @@ SPEEDUP = 1.4
 @pytest.fixture(scope="module")
 def data() -> torch.Tensor:
     torch.manual_seed(1)
-    return smooth_images(130, size=28)
+    return smooth_images(70, size=28)
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +42,23 @@ def separated(model: nn.Module, data: torch.Tensor, **options: Any) -> sepc.Sepa
     return found
 
 
+def quick(patch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured, and a layer has few options, of coarse fits: enough to choose from."""
+    patch.setattr("sepc.target.Target.is_runnable", property(lambda self: False))
+    patch.setattr(menus, "MENU_STEPS", 1)
+    patch.setattr(menus, "RANKS", 4)
+    patch.setattr(menus, "RANK_RATIO", 0.5)
+
+
 @pytest.fixture(autouse=True)
-def _only_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sepc.target.Target.is_runnable", property(lambda self: False))
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def fast(model: nn.Module, data: torch.Tensor) -> sepc.Separation:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sepc.target.Target.is_runnable", property(lambda self: False))
+        quick(patch)
         return separated(model, data, speedup=SPEEDUP)
 
 
@@ -58,7 +66,7 @@ def test_a_speed_up_is_reached_at_a_small_error(fast: sepc.Separation, model: nn
     before, after = fast.predicted_us
     assert before / after > 0.9 * SPEEDUP, "the whole may be fused otherwise than layers alone are"
     assert 0 < fast.error < 0.2
-    assert fast.error == pytest.approx(relative_error(model, fast.model, data[:128]), rel=1e-3)
+    assert fast.error == pytest.approx(relative_error(model, fast.model, data[:64]), rel=1e-3)
     assert fast.measured_us is None
     assert fast.multiply_adds[1] < fast.multiply_adds[0]
     assert not fast.reason
@@ -149,8 +157,8 @@ def test_without_data_weights_alone_are_approximated(model: nn.Module, data: tor
 
 
 def test_a_loader_with_labels_gives_what_its_tensors_give(model: nn.Module, data: torch.Tensor) -> None:
-    loader = DataLoader(TensorDataset(data, torch.zeros(len(data))), batch_size=50)
-    ways: tuple[Any, ...] = (loader, data, [data[:70], data[70:]])
+    loader = DataLoader(TensorDataset(data, torch.zeros(len(data))), batch_size=40)
+    ways: tuple[Any, ...] = (loader, data[:66], [data[:30], data[30:]])
     plans = [separated(model, one, speedup=1.2, calibration_size=64).plan for one in ways]
     assert plans[0].layers.keys() == plans[1].layers.keys() == plans[2].layers.keys()
     weights = [torch.cat([one.factors[0].flatten() for one in plan.layers.values()]) for plan in plans]
