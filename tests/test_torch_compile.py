@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 import sepc
 from sepc import torch_compile
+from sepc.compiled import CompiledModel
 from sepc.torch_compile import backend
 from tests.helpers import Function
 
@@ -305,6 +306,25 @@ def test_results_that_are_views_of_weights_or_of_results_are_that(told: Callable
         assert first.data_ptr() == whole.data_ptr()
         assert second.data_ptr() == whole.data_ptr() + 20 * 4
         assert weight.data_ptr() == module.conv.weight[1:].data_ptr()
+    assert told() == []
+
+
+def test_a_model_that_keeps_what_it_returns_is_compiled_once(told: Callable[[], list[str]]) -> None:
+    """As torchvision's anchors: a result that is a weight becomes that weight again, for the next call."""
+
+    def keeps(self: Any, x: torch.Tensor) -> torch.Tensor:
+        self.kept = [one.to(x.dtype) for one in self.kept]
+        return self.conv(x) * self.kept[0]
+
+    module = model(keeps)
+    module.kept = [torch.tensor(2.0)]
+    fast, compilations = compiled(module), []
+    with pytest.MonkeyPatch.context() as patch:
+        original = CompiledModel._specialize
+        patch.setattr(CompiledModel, "_specialize", lambda *args: compilations.append(1) or original(*args))
+        for _ in range(4):
+            check(fast(X), 2 * module.conv(X))
+    assert len(compilations) == 1
     assert told() == []
 
 

@@ -34,6 +34,7 @@ class TensorEffect:
         strides: of dimensions larger than 1; 0 for the others.
         shares: the first tensor that it shares memory with, an input or an earlier result, if there is one.
         offset: where it begins in its memory, in elements, which callers do not see.
+        is_input: whether it is that input itself, and no other tensor of its memory.
     """
 
     shape: tuple[int, ...]
@@ -42,6 +43,7 @@ class TensorEffect:
     requires_grad: bool
     shares: Place | None
     offset: int = field(default=0, compare=False)
+    is_input: bool = field(default=False, compare=False)
 
     @property
     def end(self) -> int:
@@ -115,7 +117,9 @@ def effects_of(results: Any, inputs: Sequence[Any]) -> list[Effect]:
             continue
         strides = tuple(stride if size > 1 else 0 for size, stride in zip(one.shape, one.stride(), strict=True))
         shares, offset = shared(one, Place("result", index, one.dtype)), int(one.storage_offset())
-        effects.append(TensorEffect(tuple(one.shape), strides, one.dtype, one.requires_grad, shares, offset))
+        is_input = any(one is given for given in inputs)
+        effect = TensorEffect(tuple(one.shape), strides, one.dtype, one.requires_grad, shares, offset, is_input)
+        effects.append(effect)
     return effects
 
 
@@ -162,7 +166,9 @@ def put_right(results: Any, places: Sequence[int], expected: Sequence[Effect], i
     for index, wanted in moved.items():
         kind, first = owner = _whose_memory(wanted, index)
         if kind == "input":
-            leaves[index] = inputs[first].as_strided(wanted.shape, wanted.strides, wanted.offset)
+            base = inputs[first]
+            same = wanted.is_input and (base.shape, base.storage_offset()) == (wanted.shape, wanted.offset)
+            leaves[index] = base if same else base.as_strided(wanted.shape, wanted.strides, wanted.offset)
             continue
         if owner not in memories:
             beside = [one for number, one in moved.items() if _whose_memory(one, number) == owner]

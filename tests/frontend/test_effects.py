@@ -65,6 +65,8 @@ def test_results_elsewhere_are_put_where_pytorch_has_them() -> None:
     for mine, its in zip(results, reference, strict=True):
         torch.testing.assert_close(mine, its, rtol=0, atol=0)
     assert [results[place].data_ptr() for place in (0, 1, 2)] == [reference[place].data_ptr() for place in (0, 1, 2)]
+    assert results[0] is X
+    assert results[1] is not X
     assert results[4].data_ptr() == results[3].data_ptr() + 7 * 4
     assert results[7].data_ptr() == results[6].data_ptr() + 3 * 6 * 4  # parts of what is no result
 
