@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,20 @@ def server(tracker: Service | None = None, key: str = "") -> Iterator[Service]:
     """An RPC server, known to the tracker by its key."""
     options = f"key={key!r}" + (f", tracker_addr=({HOST!r}, {tracker.port})" if tracker else "")
     with _service("Server", options) as one:
+        if tracker:
+            _wait_until_registered(tracker, one)
         yield one
+
+
+def _wait_until_registered(tracker: Service, one: Service) -> None:
+    """A server registers in a thread of its own, after it has told its port."""
+    from tvm.rpc import connect_tracker
+
+    end = time.monotonic() + LIMIT_S / 10
+    while all(known["addr"][1] != one.port for known in connect_tracker(HOST, tracker.port).summary()["server_info"]):
+        assert one.process.poll() is None, f"the server at {one.address} has ended"
+        assert time.monotonic() < end, f"the tracker does not know the server at {one.address}"
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -152,10 +151,12 @@ def test_an_interruption_gives_the_best_so_far(model: nn.Module, at_step: int) -
 def test_a_signal_is_an_interruption() -> None:
     """Of the operating system, in a process of its own, in the middle of a step."""
     program = """
-        import sys, torch
+        import signal, torch
         from torch import nn
         from sepc.separable.plan import Plan
         from sepc.separation.distill import distill
+        # In the background of a shell, tests begin with the signal ignored, and their children as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         model = nn.Sequential(nn.Linear(4, 4)).eval()
         plan = Plan({}, {"0.bias": torch.ones(4)})
@@ -167,12 +168,15 @@ def test_a_signal_is_an_interruption() -> None:
         print("interrupted", report.interrupted, report.error[1] <= report.error[0], flush=True)
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ}) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for _ in range(5):
-            assert process.stdout.readline() == "step\n"
-        process.send_signal(signal.SIGINT)
-        lines = process.stdout.read().splitlines()
+        try:
+            for _ in range(5):
+                assert process.stdout.readline() == "step\n"
+            process.send_signal(signal.SIGINT)
+            lines = process.communicate(timeout=60)[0].splitlines()
+        finally:
+            process.kill()
     assert lines[-1] == "interrupted True True"
     assert process.returncode == 0
 
