@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 SEED = 2024
 NEXT_TO_NOTHING = 1e-3
 RANDOM_SCORES = 2.5
+MOST_LOGITS = 2.0
 DEFAULT_SIZE = 224
 TORCHVISION = "torchvision/"
 _TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
@@ -61,7 +62,9 @@ def load(name: str, size: int | None = None, batch: int = 1) -> tuple[nn.Module,
         model = _create(name).eval()
         generator = torch.Generator().manual_seed(SEED)
         _draw_parameters(model, generator)
-        _draw_batch_norm_statistics(model, images(default_size(name), _CALIBRATION_BATCH, generator), generator)
+        sample = images(default_size(name), _CALIBRATION_BATCH, generator)
+        _draw_batch_norm_statistics(model, sample, generator)
+        _bound_logits(model, sample)
         if name.startswith(_REPARAMETRISED):
             model = _reparametrised(model)
     inputs = images(size or default_size(name), batch, torch.Generator().manual_seed(SEED + 1))
@@ -161,3 +164,29 @@ def _draw_batch_norm_statistics(model: nn.Module, sample: torch.Tensor, generato
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _bound_logits(model: nn.Module, sample: torch.Tensor) -> None:
+    """Scale the last layers of a detector's classifier, so that the logits' deviation is at most `MOST_LOGITS`.
+
+    Networks without normalisation can reach more, and then the best scores are 1 whatever the image is.
+    """
+    head = getattr(model.detector, "head", None) if isinstance(model, Detector) else None
+    if head is None:
+        return
+
+    def scale(_: nn.Module, arguments: tuple[Any, ...], outputs: dict[str, torch.Tensor]) -> None:
+        logits = outputs["cls_logits"]
+        excess = max(1.0, float(logits.std()) / MOST_LOGITS)
+        for layer in head.classification_head.modules():
+            if isinstance(layer, nn.Conv2d) and layer.out_channels % logits.shape[-1] == 0:
+                layer.weight.data /= excess
+                if layer.bias is not None:
+                    layer.bias.data /= excess
+
+    hook = head.register_forward_hook(scale)
+    try:
+        with torch.no_grad():
+            model(sample)
+    finally:
+        hook.remove()

@@ -99,3 +99,43 @@ def test_default_size() -> None:
     assert default_size("mobilenetv2_100") == 224
     _, (images,) = load("mobilenetv1_100")
     assert images.shape == (1, 3, 224, 224)
+
+
+class _Head(nn.Module):
+    """A detector's head: classes for each pixel, with logits as large as `scale` makes them."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.classification_head = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2 * 5, 1))
+        self.classification_head[1].weight.data *= scale
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.classification_head(images)
+        return {"cls_logits": logits.permute(0, 2, 3, 1).reshape(len(images), -1, 5)}
+
+
+class _OneHead(nn.Module):
+    """A detector that is nothing but its head."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.head = _Head(scale)
+
+    def forward(self, images: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        return dict(self.head(torch.stack(images)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_a_detectors_logits_are_scaled_if_they_would_saturate_its_scores(scale: float) -> None:
+    torch.manual_seed(0)
+    detector = models.Detector(_OneHead(scale))
+    sample = torch.randn(2, 3, 8, 8)
+    before = detector(sample)["cls_logits"]
+    models._bound_logits(detector, sample)
+    after = detector(sample)["cls_logits"]
+    if scale == 1.0:
+        assert torch.equal(after, before)
+    else:
+        assert before.std() > 2 * models.MOST_LOGITS
+        torch.testing.assert_close(after.std().item(), models.MOST_LOGITS, rtol=1e-4, atol=0.0)
+        torch.testing.assert_close(after * (before.std() / after.std()), before, rtol=1e-4, atol=1e-3)
