@@ -19,11 +19,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 SEED = 2024
 NEXT_TO_NOTHING = 1e-3
 RANDOM_SCORES = 2.5
-MOST_LOGITS = 2.0
+LEAST_LOGITS, MOST_LOGITS = 0.5, 2.0
 DEFAULT_SIZE = 224
 TORCHVISION = "torchvision/"
 _TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
@@ -62,9 +63,7 @@ def load(name: str, size: int | None = None, batch: int = 1) -> tuple[nn.Module,
         model = _create(name).eval()
         generator = torch.Generator().manual_seed(SEED)
         _draw_parameters(model, generator)
-        sample = images(default_size(name), _CALIBRATION_BATCH, generator)
-        _draw_batch_norm_statistics(model, sample, generator)
-        _bound_logits(model, sample)
+        _calibrate(model, images(default_size(name), _CALIBRATION_BATCH, generator), generator)
         if name.startswith(_REPARAMETRISED):
             model = _reparametrised(model)
     inputs = images(size or default_size(name), batch, torch.Generator().manual_seed(SEED + 1))
@@ -147,17 +146,9 @@ def _draw_parameters(model: nn.Module, generator: torch.Generator) -> None:
                     parameter.data.normal_(0.0, usual, generator=generator)
 
 
-def _draw_batch_norm_statistics(model: nn.Module, sample: torch.Tensor, generator: torch.Generator) -> None:
-    """Draw running statistics, layer after layer, each scaled by the root mean square of its layer's input."""
-
-    def draw(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
-            return
-        mean_square = float(arguments[0].square().mean()) + 1e-6
-        module.running_mean.normal_(0.0, 0.1 * mean_square**0.5, generator=generator)
-        module.running_var.uniform_(0.5 * mean_square, 1.5 * mean_square, generator=generator)
-
-    hooks = [module.register_forward_pre_hook(draw) for module in model.modules() if isinstance(module, _BatchNorm)]
+def _calibrate(model: nn.Module, sample: torch.Tensor, generator: torch.Generator) -> None:
+    """Draw running statistics and bound logits, layer after layer, while `sample` runs through the model."""
+    hooks = [*_batch_norm_hooks(model, generator), *_logit_hooks(model)]
     try:
         with torch.no_grad():
             model(sample)
@@ -166,27 +157,47 @@ def _draw_batch_norm_statistics(model: nn.Module, sample: torch.Tensor, generato
             hook.remove()
 
 
-def _bound_logits(model: nn.Module, sample: torch.Tensor) -> None:
-    """Scale the last layers of a detector's classifier, so that the logits' deviation is at most `MOST_LOGITS`.
+def _batch_norm_hooks(model: nn.Module, generator: torch.Generator) -> list[RemovableHandle]:
+    """Draw running statistics, each scaled by the root mean square of its layer's input."""
 
-    Networks without normalisation can reach more, and then the best scores are 1 whatever the image is.
+    def draw(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not isinstance(module, _BatchNorm) or module.running_mean is None or module.running_var is None:
+            return
+        mean_square = float(arguments[0].square().mean()) + 1e-6
+        module.running_mean.normal_(0.0, 0.1 * mean_square**0.5, generator=generator)
+        module.running_var.uniform_(0.5 * mean_square, 1.5 * mean_square, generator=generator)
+
+    return [module.register_forward_pre_hook(draw) for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def _logit_hooks(model: nn.Module) -> list[RemovableHandle]:
+    """Scale the last layers of a detector's classifier, so that its logits deviate neither too much nor too little.
+
+    Without normalisation they can be so large that the best scores are 1 whatever the image is. After a second stage
+    they can be so small that no class stands out, and nothing is found at all.
     """
-    head = getattr(model.detector, "head", None) if isinstance(model, Detector) else None
-    if head is None:
-        return
 
-    def scale(_: nn.Module, arguments: tuple[Any, ...], outputs: dict[str, torch.Tensor]) -> None:
+    def one_stage(head: Any, _: Any, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         logits = outputs["cls_logits"]
-        excess = max(1.0, float(logits.std()) / MOST_LOGITS)
+        factor = min(1.0, MOST_LOGITS / float(logits.std()))
         for layer in head.classification_head.modules():
             if isinstance(layer, nn.Conv2d) and layer.out_channels % logits.shape[-1] == 0:
-                layer.weight.data /= excess
-                if layer.bias is not None:
-                    layer.bias.data /= excess
+                _scale(layer, factor)
+        return {**outputs, "cls_logits": logits * factor}
 
-    hook = head.register_forward_hook(scale)
-    try:
-        with torch.no_grad():
-            model(sample)
-    finally:
-        hook.remove()
+    def two_stages(predictor: Any, _: Any, outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        factor = max(1.0, LEAST_LOGITS / float(outputs[0].std()))
+        _scale(predictor.cls_score, factor)
+        return outputs[0] * factor, *outputs[1:]
+
+    if not isinstance(model, Detector):
+        return []
+    if hasattr(model.detector, "roi_heads"):
+        return [cast("Any", model.detector).roi_heads.box_predictor.register_forward_hook(two_stages)]
+    return [cast("Any", model.detector).head.register_forward_hook(one_stage)]
+
+
+def _scale(layer: nn.Conv2d | nn.Linear, factor: float) -> None:
+    layer.weight.data *= factor
+    if layer.bias is not None:
+        layer.bias.data *= factor

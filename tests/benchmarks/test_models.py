@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
 from benchmarks import models
 from benchmarks.models import default_size, load
@@ -131,7 +134,7 @@ def test_a_detectors_logits_are_scaled_if_they_would_saturate_its_scores(scale: 
     detector = models.Detector(_OneHead(scale))
     sample = torch.randn(2, 3, 8, 8)
     before = detector(sample)["cls_logits"]
-    models._bound_logits(detector, sample)
+    models._calibrate(detector, sample, torch.Generator())
     after = detector(sample)["cls_logits"]
     if scale == 1.0:
         assert torch.equal(after, before)
@@ -139,3 +142,28 @@ def test_a_detectors_logits_are_scaled_if_they_would_saturate_its_scores(scale: 
         assert before.std() > 2 * models.MOST_LOGITS
         torch.testing.assert_close(after.std().item(), models.MOST_LOGITS, rtol=1e-4, atol=0.0)
         torch.testing.assert_close(after * (before.std() / after.std()), before, rtol=1e-4, atol=1e-3)
+
+
+class _TwoStages(nn.Module):
+    """A detector that is nothing but the classifier of its second stage, with logits of the size `scale`."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.roi_heads = nn.Module()
+        self.roi_heads.box_predictor = FastRCNNPredictor(8, 5)
+        self.roi_heads.box_predictor.cls_score.weight.data *= scale
+
+    def forward(self, images: list[torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = cast("Any", self.roi_heads).box_predictor(torch.stack(images))[0]
+        return logits
+
+
+@pytest.mark.parametrize("scale", [10.0, 0.01])
+def test_a_second_stages_logits_are_scaled_if_no_class_would_stand_out(scale: float) -> None:
+    torch.manual_seed(0)
+    detector = models.Detector(_TwoStages(scale))
+    sample = torch.randn(64, 8)
+    before = detector(sample)
+    models._calibrate(detector, sample, torch.Generator())
+    wanted = before.std().item() if scale > 1.0 else models.LEAST_LOGITS
+    torch.testing.assert_close(detector(sample).std().item(), wanted, rtol=1e-4, atol=0.0)
