@@ -8,6 +8,7 @@ The process gives back all memory when it ends, and a crash is that of one model
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 import sepc
 from benchmarks import models
 from benchmarks.coverage import zoo
-from benchmarks.measure import describe, measure
+from benchmarks.measure import describe, measure, relative_error
 from benchmarks.peers import Job, Runner, eager
 
 EXPORT: Final = "export"
@@ -60,6 +61,7 @@ class Row:
         variation: how much outputs depend on the image: max |f(a) - f(b)| / max |f(a)|.
         ways: what became of each way to compile it, `WAYS`, with errors and times; eager's times under "eager".
         partition: who computes what, where the model was compiled as one graph.
+        eager_error: where a way is not right, how far eager itself is from float64: what rounding alone does there.
         failure: why there is nothing of the above.
     """
 
@@ -69,6 +71,7 @@ class Row:
     variation: float = 0.0
     ways: dict[str, dict[str, Any]] = field(default_factory=dict)
     partition: Partition | None = None
+    eager_error: float | None = None
     failure: str = ""
 
 
@@ -95,7 +98,18 @@ def run(name: str, rounds: int, ways: Sequence[str] = WAYS, size: int | None = N
     row.ways = {way: result.to_json() for way, result in results.items()}
     if compiled:
         row.partition = partition(compiled[0].explain())
+    if not zoo.needs_graph_breaks(name) and not all(result.is_right for result in results.values()):
+        row.eager_error = eager_error(module, inputs)
     return row
+
+
+def eager_error(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float | None:
+    """How far results in float32 are from those in float64, relative to the largest; None if not numbers."""
+    with torch.inference_mode():
+        outputs = _tensors(module(*inputs))
+        exact = _tensors(copy.deepcopy(module).double()(*(x.double() for x in inputs)))
+    error = relative_error(outputs, exact)
+    return error if math.isfinite(error) else None
 
 
 def variation(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:

@@ -57,7 +57,9 @@ def verdict(row: Row) -> str:
         if found["failure"]:
             return f"{way}: {found['failure']}"
         if not found["is_right"]:
-            return f"{way}: WRONG by {found['error']:.2g}" if found["error"] is not None else f"{way}: not a number"
+            own = f"; eager is {row.eager_error:.2g} from float64" if row.eager_error is not None else ""
+            error = found["error"]
+            return f"{way}: not a number" if error is None else f"{way}: WRONG by {error:.2g}{own}"
     return PASSED
 
 

@@ -73,12 +73,29 @@ def test_a_model_that_ignores_its_input_is_found_out() -> None:
     assert table.verdict(row(variation=1e-5)).startswith("degenerate")
 
 
+def test_what_rounding_alone_does_is_told() -> None:
+    x = torch.randn(64)
+    assert one_model.eager_error(nn.Identity(), (x,)) == 0
+    error = one_model.eager_error(Cancellation(), (x,))
+    assert error is not None
+    assert 1e-3 < error < 10
+
+
+class Cancellation(nn.Module):
+    """Loses nearly all digits of float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x / 7 + 30000) - 30000
+
+
 def test_verdicts() -> None:
     assert table.verdict(row()) == table.PASSED
     assert table.verdict(row(ways={"eager": found()})) == "nothing was tried"
     assert table.verdict(row(failure="it took longer than 9 s")) == "it took longer than 9 s"
     wrong = row(ways={EXPORT: found(is_right=False, error=0.5)})
     assert table.verdict(wrong) == "export: WRONG by 0.5"
+    wrong.eager_error = 0.25
+    assert table.verdict(wrong) == "export: WRONG by 0.5; eager is 0.25 from float64"
     not_a_number = row(ways={EXPORT: found(), DYNAMO: found(is_right=False, error=None)})
     assert table.verdict(not_a_number) == "dynamo: not a number"
     assert table.verdict(row(ways={EXPORT: found(failure="ValueError: x")})) == "export: ValueError: x"
