@@ -167,3 +167,14 @@ def test_a_second_stages_logits_are_scaled_if_no_class_would_stand_out(scale: fl
     models._calibrate(detector, sample, torch.Generator())
     wanted = before.std().item() if scale > 1.0 else models.LEAST_LOGITS
     torch.testing.assert_close(detector(sample).std().item(), wanted, rtol=1e-4, atol=0.0)
+
+
+def test_what_a_detector_finds_comes_in_an_order_that_rounding_does_not_change() -> None:
+    torch.manual_seed(0)
+    scores = torch.full((5,), 0.5)
+    found = {"boxes": torch.rand(5, 4), "labels": torch.tensor([2, 1, 2, 1, 1]), "scores": scores}
+    order = torch.randperm(5)
+    wanted = models._by_place(found)
+    assert wanted["labels"].tolist() == [1, 1, 1, 2, 2]
+    for name, values in models._by_place({name: values[order] for name, values in found.items()}).items():
+        assert torch.equal(values, wanted[name])
