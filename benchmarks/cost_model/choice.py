@@ -12,7 +12,8 @@ from benchmarks.cost_model.kernels import Bench, Launch, lower_region
 from benchmarks.cost_model.regions import Region, captured, own_regions, run_passes
 from benchmarks.cost_model.results import Report, median_and_p90
 from sepc.cost_model.tiling import Tiling
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage
+from sepc.ir.convolution import Convolution
+from sepc.ir.stage import Map, Normalization, Pooling, Stage
 from sepc.target import Target
 
 MODELS: Final = (

@@ -24,7 +24,8 @@ from benchmarks import models
 from benchmarks.cost_model.regions import FLOAT_BYTES, captured, run_passes
 from benchmarks.cost_model.results import Report
 from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.ir.stage import Convolution, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import Convolution
 from sepc.passes.sequences import find_sequences
 from sepc.target import Target
 

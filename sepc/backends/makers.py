@@ -38,11 +38,12 @@ from sepc.cost_model.tiling import (
 )
 from sepc.errors import VerificationError
 from sepc.ir import layers
+from sepc.ir.convolution import Convolution
 from sepc.ir.element import FLOAT32
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax
+from sepc.ir.stage import Map, Normalization, Pooling, Softmax
 
 # Makes a stage in a frame, given the operand that it reads (elementwise stages do not) and where its results go.
 StageMaker = Callable[[Frame, Operand, Sink], RowStage]

@@ -21,13 +21,15 @@ from sepc.cost_model.tiling import (
     Tiling,
 )
 from sepc.ir import ops
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import Convolution
 from sepc.ir.element import Element
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.links import chain_of
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, Strides, copy_problem
 from sepc.ir.region import computations, placeholders, result
-from sepc.ir.stage import Convolution, Pooling, ceil_div
+from sepc.ir.stage import Pooling
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from sepc.backends.stages.kernel import Frame
 from sepc.backends.stages.row_means import RowMeans
 from sepc.backends.stages.vector import Expr, Index, Operand, cast, lanes_of, transpose
 from sepc.ir import ops
+from sepc.ir.convolution import Convolution
 from sepc.ir.problem import Problem, Strides
-from sepc.ir.stage import Convolution, Pooling
+from sepc.ir.stage import Pooling
 
 
 def sink_of(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: Operand, means: str) -> Sink:

@@ -12,8 +12,10 @@ from typing import Final
 
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, RegisterBlock, unrolled_taps
+from sepc.ir.arithmetic import ceil_div, split_lanes
+from sepc.ir.convolution import ColumnSegment, Convolution
 from sepc.ir.element import Element
-from sepc.ir.stage import ColumnSegment, Convolution, Stage, ceil_div, split_lanes
+from sepc.ir.stage import Stage
 
 # Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
 # EfficientNet-Lite0, ResNet-50, ConvNeXt; 10 to 14 random tilings each). A random search minimised the spread of

@@ -22,7 +22,8 @@ from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, register_blocks, require_work
 from sepc.cost_model.tiling import ChainTiling, LinkTiling
 from sepc.cost_model.traffic import UNFORESEEN_STRIPS, Nest, missing_part, nest_of
-from sepc.ir.stage import Chain, Map, Normalization, Stage, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.stage import Chain, Map, Normalization, Stage
 
 Objective = Literal["time", "memory"]
 STEPS: Final = (1, 2, 4, 8)

@@ -8,7 +8,9 @@ from typing import Final
 from sepc.cost_model.blocks import BLOCK_CYCLES, REDUCTION_LOOP_CYCLES, dense_cycles, ends_cycles, lanewise_cycles
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, RowTiling, Tiling, WinogradTiling
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Softmax, Stage, ceil_div, split_lanes
+from sepc.ir.arithmetic import ceil_div, split_lanes
+from sepc.ir.convolution import Convolution
+from sepc.ir.stage import Map, Normalization, Pooling, Softmax, Stage
 from sepc.ir.winograd import operations, transforms
 
 SLOT_INSTRUCTIONS: Final = 3.5

@@ -13,8 +13,8 @@ from sepc.cost_model.search import Choice
 from sepc.cost_model.tasks import busiest_share
 from sepc.cost_model.tiling import RowTiling
 from sepc.cost_model.traffic import Nest
+from sepc.ir.arithmetic import ceil_div, split_lanes
 from sepc.ir.group_normalization import GroupNormalization
-from sepc.ir.stage import ceil_div, split_lanes
 
 MOST_TASKS_PER_THREAD: Final = 4
 """Tasks of an image per thread at most: each of them merges what all of them found."""

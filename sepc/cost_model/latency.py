@@ -15,7 +15,8 @@ from sepc.cost_model.loops import Footprint, streamed_footprint
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, Tiling
 from sepc.cost_model.traffic import Nest, nest_of
-from sepc.ir.stage import Stage, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.stage import Stage
 
 # From the same timings as the constants of `sepc.cost_model.blocks`.
 TASK_CYCLES: Final = 25.0

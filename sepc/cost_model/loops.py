@@ -12,8 +12,10 @@ from typing import Final, NamedTuple
 
 from sepc.cost_model.tasks import task_counts
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, Tiling, WinogradTiling
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import Convolution
 from sepc.ir.element import FLOAT32, Element
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div
+from sepc.ir.stage import Map, Normalization, Pooling, Stage
 
 PAGE_BYTES: Final = 4096
 LINE_BYTES: Final = 64

@@ -25,7 +25,9 @@ from sepc.cost_model.tiling import (
     Tiling,
     WinogradTiling,
 )
-from sepc.ir.stage import Convolution, Map, Mixing, Normalization, Pooling, Stage, ceil_div, split_lanes
+from sepc.ir.arithmetic import ceil_div, split_lanes
+from sepc.ir.convolution import Convolution, Mixing
+from sepc.ir.stage import Map, Normalization, Pooling, Stage
 from sepc.ir.winograd import POINTS
 
 __all__ = ["Choice", "Cost", "candidates", "choose", "predict"]

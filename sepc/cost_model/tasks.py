@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, RowTiling, Tiling
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, Stage, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import Convolution
+from sepc.ir.stage import Map, Normalization, Pooling, Stage
 
 
 def task_tiles(stage: Stage, tiling: Tiling, lanes: int) -> tuple[tuple[int, int], ...]:

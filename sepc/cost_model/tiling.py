@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final
 
-from sepc.ir.stage import WINOGRAD_TAPS, Convolution, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import WINOGRAD_TAPS, Convolution
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from typing import Final
 from sepc.cost_model.loops import Extents, Footprint, Loop, Measure, loops_of, results_bytes, streamed_footprint
 from sepc.cost_model.tasks import busiest_share, task_tiles
 from sepc.cost_model.tiling import Tiling
-from sepc.ir.stage import Stage, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.stage import Stage
 
 GRADUAL_OVERFLOW: Final = 1.05
 """A working set of this many times a cache's size gets no hits from it any more.

@@ -9,11 +9,13 @@ from dataclasses import replace
 from torch import fx
 
 from sepc.ir import layers, ops
+from sepc.ir.convolution import Convolution
+from sepc.ir.depth import Depth
 from sepc.ir.elementwise import OPERATIONS
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Axis, Interleaved, interleave
 from sepc.ir.region import computations, row_means
-from sepc.ir.stage import Convolution, Depth, Map, Normalization, Pooling, Softmax, Stage
+from sepc.ir.stage import Map, Normalization, Pooling, Softmax, Stage
 
 IMAGE_RANKS = (3, 4, 5)
 """Dimensions of what convolutions and poolings work on, batch and channels included."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Self
 
 ElementName = Literal["float32", "float16"]
 
@@ -38,3 +38,13 @@ instructions.
 FLOAT32: Final = Element("float32", 4)
 FLOAT16: Final = Element("float16", 2, LONGEST_SUM)
 ELEMENTS: Final[dict[str, Element]] = {one.name: one for one in (FLOAT32, FLOAT16)}
+
+
+class Typed:
+    """What every stage has: the type of the numbers that it reads and writes."""
+
+    element: Element
+
+    def of(self, element: Element) -> Self:
+        """The same of numbers of another type."""
+        return replace(self, element=element)  # type: ignore[type-var]  # Every one of them is a dataclass.

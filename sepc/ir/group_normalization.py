@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sepc.ir.element import FLOAT32, Element
-from sepc.ir.stage import Typed
+from sepc.ir.element import FLOAT32, Element, Typed
 
 
 @dataclass(frozen=True)

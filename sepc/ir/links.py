@@ -16,11 +16,12 @@ from torch import fx
 
 from sepc.ir import layers, ops
 from sepc.ir.anchors import UnsupportedRegionError, anchor_space, channel_axes, unpadded
+from sepc.ir.convolution import Convolution
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
 from sepc.ir.problem import Problem, Strides, operand_strides, spread_strides
 from sepc.ir.region import computations, returned, row_means
-from sepc.ir.stage import Chain, Convolution, Map, Normalization, Pooling, Stage
+from sepc.ir.stage import Chain, Map, Normalization, Pooling, Stage
 
 RANK: Final = 4
 CHANNELS_SECOND: Final = channel_axes(RANK)

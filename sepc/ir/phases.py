@@ -29,8 +29,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import Convolution
+from sepc.ir.depth import Depth
 from sepc.ir.element import Element
-from sepc.ir.stage import Convolution, Depth, ceil_div
 
 MOST_PHASES: Final = 64
 """The code of a kernel grows with its phases; those of more (a stride of 9 in two dimensions) are left to PyTorch."""

@@ -16,12 +16,13 @@ from torch import fx
 
 from sepc.ir import layers, ops
 from sepc.ir.anchors import UnsupportedRegionError, anchor_of, anchor_space, channel_axes, unpadded
+from sepc.ir.convolution import Convolution, Mixing
 from sepc.ir.element import Element
 from sepc.ir.elementwise import OPERATIONS, instructions
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.phases import Interleaved
 from sepc.ir.region import result, returned
-from sepc.ir.stage import Convolution, Map, Mixing, Normalization, Stage
+from sepc.ir.stage import Map, Normalization, Stage
 
 Strides = tuple[int, ...]
 ROW_MEANS_COST = 2

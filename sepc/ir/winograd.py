@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sepc.ir.stage import WINOGRAD_TAPS
+from sepc.ir.convolution import WINOGRAD_TAPS
 
 Matrix = NDArray[np.float64]
 

@@ -34,10 +34,11 @@ from torch.fx.node import Argument
 from sepc.cost_model.search import choose
 from sepc.ir import ops, region
 from sepc.ir.anchors import anchor_of
+from sepc.ir.convolution import Convolution
 from sepc.ir.links import CHANNELS_SECOND, analyse_chain, is_anchor, result_axes
 from sepc.ir.origin import derive
 from sepc.ir.problem import Problem, contiguous_strides
-from sepc.ir.stage import Convolution, Pooling
+from sepc.ir.stage import Pooling
 from sepc.passes.manager import PassContext
 from sepc.passes.sequences import piece_time_us
 

@@ -19,9 +19,10 @@ from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import choose
 from sepc.ir import layers, ops, region
 from sepc.ir.anchors import anchor_of, unpadded
+from sepc.ir.convolution import Convolution
 from sepc.ir.links import RANK, analyse_chain, chain_of, fits, image_axes, is_anchor
 from sepc.ir.problem import Problem, contiguous_strides
-from sepc.ir.stage import Convolution, Map, Stage
+from sepc.ir.stage import Map, Stage
 
 
 @dataclass(frozen=True)

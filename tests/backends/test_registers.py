@@ -12,7 +12,9 @@ from torch import nn
 import sepc
 from sepc.cost_model import search
 from sepc.cost_model.tiling import DenseTiling
-from sepc.ir.stage import Convolution, Stage, ceil_div, split_lanes
+from sepc.ir.arithmetic import ceil_div, split_lanes
+from sepc.ir.convolution import Convolution
+from sepc.ir.stage import Stage
 from sepc.passes import choose_tiling
 from sepc.target import Target
 

@@ -16,7 +16,8 @@ import sepc
 from sepc.backends.stages.strassen import StrassenStage
 from sepc.cost_model import search
 from sepc.cost_model.tiling import DenseTiling, StrassenTiling
-from sepc.ir.stage import Convolution, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import Convolution
 from sepc.passes import choose_tiling
 from tests.helpers import Function
 

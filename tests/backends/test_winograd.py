@@ -16,7 +16,7 @@ import sepc
 from sepc.backends.stages.winograd import WinogradStage
 from sepc.cost_model import search
 from sepc.cost_model.tiling import DenseTiling, WinogradTiling
-from sepc.ir.stage import Convolution
+from sepc.ir.convolution import Convolution
 from sepc.passes import choose_tiling
 from tests.helpers import Function
 

@@ -23,7 +23,7 @@ from sepc.backends.regions import LoweredKernel
 from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.cost_model.latency import Cost
 from sepc.cost_model.tiling import RowTiling
-from sepc.ir.stage import Convolution
+from sepc.ir.convolution import Convolution
 from sepc.passes.fuse import LONGEST
 from sepc.target import Target
 

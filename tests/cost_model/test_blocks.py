@@ -10,7 +10,8 @@ from sepc.cost_model.blocks import tap_uses
 from sepc.cost_model.cycles import compute_cycles
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, LaneTiling
-from sepc.ir.stage import Convolution, Depth
+from sepc.ir.convolution import Convolution
+from sepc.ir.depth import Depth
 
 ZEN5 = Machine.load("znver5")
 ZEN4 = Machine.load("znver4")

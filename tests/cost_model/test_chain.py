@@ -13,7 +13,8 @@ from sepc.cost_model.chain import LEAST_STEPS, STEPS, choose_chain, predict_chai
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import choose
 from sepc.cost_model.tiling import ChainTiling
-from sepc.ir.stage import Chain, Convolution, Map, Stage
+from sepc.ir.convolution import Convolution
+from sepc.ir.stage import Chain, Map, Stage
 
 ZEN5 = Machine.load("znver5")
 

@@ -9,7 +9,9 @@ import pytest
 from sepc.cost_model.latency import predict
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
-from sepc.ir.stage import Convolution, Depth, Map, Normalization, Pooling
+from sepc.ir.convolution import Convolution
+from sepc.ir.depth import Depth
+from sepc.ir.stage import Map, Normalization, Pooling
 
 ZEN5 = Machine.load("znver5")
 

@@ -11,7 +11,9 @@ from sepc.cost_model.loops import run_bytes, set_share, streamed_footprint
 from sepc.cost_model.tasks import task_counts
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, RowTiling
 from sepc.cost_model.traffic import UNFORESEEN_STRIPS, nest_of
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import Convolution
+from sepc.ir.stage import Map, Normalization, Pooling
 
 LANES = 16
 POINTWISE = Convolution(1, 1, 120, 1, 120, 64, 96)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from sepc.ir.convolution import Convolution
 from sepc.ir.phases import Axis, Interleaved, axis_phases, interleave
-from sepc.ir.stage import Convolution
 
 
 @st.composite

@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from sepc.ir import ops, region
 from sepc.ir.anchors import UnsupportedRegionError
+from sepc.ir.convolution import Convolution
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.problem import Problem, analyse, channels_last_order, contiguous_strides, copy_problem, result_order
-from sepc.ir.stage import Convolution, Map, Normalization, Pooling
+from sepc.ir.stage import Map, Normalization, Pooling
 from sepc.passes.choose_tiling import region_problem
 from tests.helpers import Function, passes_until
 

@@ -18,7 +18,8 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.kernel import Frame, tile_span
 from sepc.backends.stages.vector import Index
-from sepc.ir.stage import Chain, Stage, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.stage import Chain, Stage
 
 
 class RowStage(Protocol):

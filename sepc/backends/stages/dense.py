@@ -22,7 +22,8 @@ from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, whe
 from sepc.backends.stages.registers import Registers
 from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, element_bytes, line_elements, prefetch, ramp
 from sepc.cost_model.tiling import DenseTiling, RegisterBlock
-from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
+from sepc.ir.arithmetic import ceil_div, split_lanes
+from sepc.ir.convolution import ColumnSegment, Convolution
 
 Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, column, first channel
 # How far ahead of its use a packed weight is fetched where only one block reads it. Weights of a whole network stream

@@ -35,9 +35,9 @@ from sepc.backends.stages.vector import LINE_FLOATS, Accumulator, Expr, Index, O
 from sepc.cost_model.loops import set_share
 from sepc.cost_model.tiling import RowTiling
 from sepc.errors import VerificationError
+from sepc.ir.arithmetic import ceil_div
 from sepc.ir.element import FLOAT32
 from sepc.ir.group_normalization import GroupNormalization
-from sepc.ir.stage import ceil_div
 
 BLOCK_PIXELS = 16
 """Pixels whose mean is found before they are read again: 8 vectors of 16 channels of each take 8 KiB."""

@@ -18,7 +18,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.vector import Expr, Index
-from sepc.ir.stage import split_lanes
+from sepc.ir.arithmetic import split_lanes
 
 
 @dataclass(frozen=True)

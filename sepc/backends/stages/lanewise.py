@@ -24,7 +24,8 @@ from sepc.backends.stages.kernel import Frame, loop, tile_span, when
 from sepc.backends.stages.sums import Sum
 from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, line_elements, prefetch, ramp
 from sepc.cost_model.tiling import LaneTiling, unrolled_taps
-from sepc.ir.stage import ColumnSegment, Convolution, ceil_div, split_lanes
+from sepc.ir.arithmetic import ceil_div, split_lanes
+from sepc.ir.convolution import ColumnSegment, Convolution
 
 # How many groups of channels ahead weights are fetched: on small maps a group takes less time than one access to DRAM.
 PREFETCHED_GROUPS = 2

@@ -19,7 +19,8 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages.kernel import Frame, for_each_vector, loop, tile_span, when
 from sepc.backends.stages.vector import Expr, Index
 from sepc.cost_model.tiling import RowTiling
-from sepc.ir.stage import Map, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.stage import Map
 
 # Vectors per turn of the innermost loop: hides the latency of a chain of operations.
 _VECTORS_PER_TURN = 2

@@ -20,8 +20,9 @@ from sepc.backends.stages.dense import Position, Sink
 from sepc.backends.stages.kernel import Frame, coordinates, for_each_vector, loop, tile_span
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, cast, constant, lanes_of, ramp
 from sepc.cost_model.tiling import RowTiling
+from sepc.ir.arithmetic import ceil_div
 from sepc.ir.element import FLOAT32
-from sepc.ir.stage import Normalization, ceil_div
+from sepc.ir.stage import Normalization
 
 # Partial sums kept per row: enough to hide the latency of the additions.
 PARTIAL_SUMS = 4

@@ -21,8 +21,9 @@ from sepc.backends.stages.lanewise import channel_tiles, for_each_channel_group
 from sepc.backends.stages.math import maximum
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, cast, constant
 from sepc.cost_model.tiling import LaneTiling
+from sepc.ir.arithmetic import ceil_div
 from sepc.ir.element import FLOAT32
-from sepc.ir.stage import Pooling, ceil_div
+from sepc.ir.stage import Pooling
 
 _LOWEST = float("-inf")
 

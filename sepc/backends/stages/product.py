@@ -24,7 +24,8 @@ from sepc.backends.stages.kernel import Frame, loop
 from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, Operand, broadcast, ramp
 from sepc.cost_model.tiling import DenseTiling, ProductTiling
 from sepc.errors import VerificationError
-from sepc.ir.stage import ColumnSegment, Convolution, ceil_div
+from sepc.ir.arithmetic import ceil_div
+from sepc.ir.convolution import ColumnSegment, Convolution
 
 Registers = list[list[Accumulator]]  # by column and vector
 

@@ -17,7 +17,7 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.stages.sums import Sum
 from sepc.backends.stages.vector import Expr, broadcast, constant, lanes_of, ramp
 from sepc.cost_model.tiling import RegisterBlock
-from sepc.ir.stage import Convolution
+from sepc.ir.convolution import Convolution
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from sepc.backends.stages.kernel import for_each_vector, loop, when
 from sepc.backends.stages.product import Block, ProductStage, Registers, Task, pack, slot_pixels, task_pixels
 from sepc.backends.stages.vector import Expr, FloatArray, Index, Operand, constant, ramp
 from sepc.cost_model.tiling import StrassenTiling
-from sepc.ir.stage import Convolution
+from sepc.ir.convolution import Convolution
 
 SUMS = 4
 # An epilogue of more instructions is emitted once for all columns of a block: unrolled, four of them thrash the cache

@@ -9,8 +9,8 @@ no registers from the innermost loop.
 from __future__ import annotations
 
 from sepc.backends.stages.vector import Accumulator, Expr, cast, constant
+from sepc.ir.convolution import Convolution
 from sepc.ir.element import FLOAT32
-from sepc.ir.stage import Convolution
 
 
 class Sum:

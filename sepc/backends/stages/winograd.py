@@ -22,7 +22,7 @@ from sepc.backends.stages.kernel import for_each_vector, loop, when
 from sepc.backends.stages.product import Block, ProductStage, Task, pack, slot_pixels, task_pixels
 from sepc.backends.stages.vector import LINE_FLOATS, Expr, FloatArray, Index, Operand, constant, ramp
 from sepc.cost_model.tiling import WinogradTiling
-from sepc.ir.stage import Convolution
+from sepc.ir.convolution import Convolution
 from sepc.ir.winograd import Matrix, transforms
 
 
