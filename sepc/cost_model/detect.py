@@ -153,7 +153,8 @@ def identify(vendor: str, family: int, model: int, flags: frozenset[str]) -> str
     """LLVM's name of an x86 core, checked against the flags, which a hypervisor may have cut.
 
     Follows ``llvm/lib/TargetParser/Host.cpp``. An unknown core, or one with less than its level's features, is named by
-    its level; one without AVX2 and FMA gets an empty name.
+    its level; one without AVX2 and FMA gets an empty name. Hypervisors also give other model numbers (Rocket Lake's to
+    a server with AMX, which has twice its multiply-adds per cycle), and flags that no such core has tell so.
     """
     name = ""
     if vendor in ("AuthenticAMD", "HygonGenuine"):
@@ -165,6 +166,8 @@ def identify(vendor: str, family: int, model: int, flags: frozenset[str]) -> str
         name = "cooperlake" if "avx512_bf16" in flags else name
     elif vendor == "GenuineIntel":
         name = _INTEL_MODELS.get((family, model), "")
+        if flags & _SAPPHIRE_RAPIDS_FLAGS and not (name and "avx512fp16" in X86_CPUS[name].features):
+            name = "sapphirerapids"
     for candidate in (name, "x86-64-v4", "x86-64-v3"):
         if candidate and _has_level(X86_CPUS[candidate].level, flags):
             return candidate
@@ -317,6 +320,8 @@ _AMD_MODELS: Final[tuple[tuple[tuple[int, range], str], ...]] = (
 _ZEN5_MODELS_WITH_256_BIT_UNITS: Final = frozenset([*range(0x20, 0x40), *range(0x60, 0x70)])
 
 _SKYLAKE_SERVER: Final = (6, 0x55)
+_SAPPHIRE_RAPIDS_FLAGS: Final = frozenset({"amx_tile", "avx512_fp16"})
+"""What Intel's servers have from Sapphire Rapids on, and no earlier core."""
 _INTEL_NAMES: Final[dict[str, tuple[tuple[int, int], ...]]] = {
     "haswell": ((6, 0x3C), (6, 0x3F), (6, 0x45), (6, 0x46)),
     "broadwell": ((6, 0x3D), (6, 0x47), (6, 0x4F), (6, 0x56)),

@@ -94,7 +94,12 @@ def describe(root: Path, architecture: str = "x86_64") -> Machine:
         ("GenuineIntel", 6, 0x4F, V3, "broadwell"),
         ("GenuineIntel", 6, 0x9E, V3, "skylake"),
         ("GenuineIntel", 6, 0x97, V3, "alderlake"),
-        # unknown cores, and hypervisors that cut features
+        # unknown cores, and hypervisors that cut features or give other numbers
+        ("GenuineIntel", 6, 0xA7, V4, "rocketlake"),
+        ("GenuineIntel", 6, 0xA7, V4 | {"avx512_fp16"}, "sapphirerapids"),
+        ("GenuineIntel", 6, 0xFE, V4 | {"amx_tile"}, "sapphirerapids"),
+        ("GenuineIntel", 6, 0xCF, V4 | {"amx_tile", "avx512_fp16"}, "emeraldrapids"),
+        ("GenuineIntel", 6, 0xA7, V3 | {"amx_tile"}, "x86-64-v3"),
         ("GenuineIntel", 6, 0xFE, V4, "x86-64-v4"),
         ("GenuineIntel", 6, 0xFE, V3, "x86-64-v3"),
         ("AuthenticAMD", 99, 0, V4, "x86-64-v4"),
