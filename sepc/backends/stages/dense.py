@@ -335,14 +335,17 @@ class _Block:
         panel_base = (self.group * conv.group_out + self.panel * panel) * reduction
         step = (tap_row.index * conv.kernel[1] + tap) * conv.group_in + channel
         vectors = list(zip(registers.offsets, self.widths, strict=True))
+        if stage.factor is None:
+            # Before all loads: after one, LLVM broadcasts an input twice for a panel of two widths (96→24 channels on
+            # Sapphire Rapids: 7.6 µs, and so 5.2).
+            share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
+            share.prefetch(stage.weight, step, start)
         if stage.factor is not None:
             first, column = (*self.image, self.row, channel), self.panel * panel
             weights = [T.Bind(stage.factor.load((*first, column + offset), n)) for offset, n in vectors]
         else:
             base = panel_base + step * sum(self.widths)
             weights = [T.Bind(stage.weight[ramp(base + offset, lanes)]) for offset, lanes in vectors]
-            share = WeightShare(self.visit, stage.tiling.columns, self.panels.widths, reduction, panel_base)
-            share.prefetch(stage.weight, step, start)
         inputs: list[Expr | None] = []
         for index, is_valid in enumerate(valid):
             in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
