@@ -208,7 +208,10 @@ def _dense_iteration_cycles(block: RegisterBlock, machine: Machine, element: Ele
     loads += columns / machine.half_width_loads_per_cycle
     selects = block.vectors - len(groups)
     instructions = len(groups) + selects + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
-    selecting = selects / machine.selects_per_cycle if selects else 0.0
+    if machine.selects_per_cycle > 0:
+        selecting = selects / machine.selects_per_cycle
+    else:  # The units that multiply and add do it.
+        selecting, multiplies = 0.0, multiplies + selects / machine.fma_per_cycle
     entering = instructions / machine.instructions_per_cycle
     return max(multiplies, loads, selecting, entering, machine.fma_latency_cycles + CHAIN_CYCLES)
 
