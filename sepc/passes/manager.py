@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
@@ -19,12 +20,11 @@ from torch.utils import _pytree as pytree
 from sepc.errors import VerificationError
 from sepc.ir.element import FLOAT32, Element
 from sepc.ir.origin import derive, origin_of
-from sepc.ir.printer import describe_type, print_graph
+from sepc.ir.printer import describe_type
 from sepc.ir.verify import verify, verify_numerics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch._ops import OpOverload
     from torch.fx.node import Argument
@@ -136,6 +136,22 @@ class PassRecord:
     max_difference: float | None = None
 
 
+class Observer:
+    """Somebody who looks on while passes run; what is here does nothing."""
+
+    def start(self, graph_module: fx.GraphModule) -> None:
+        """Called with the graph as it is before the first pass."""
+
+    def before(self, one: Pass, graph_module: fx.GraphModule) -> None:
+        """Called before pass `one` runs."""
+
+    def after(self, index: int, one: Pass, graph_module: fx.GraphModule, changed: bool) -> None:
+        """Called after pass `one`, number `index` counted from 1, has run and its result was found sound."""
+
+    def failed(self, one: Pass, error: Exception) -> None:
+        """Called where pass `one` raised `error`, or left a graph that is not sound; the error is raised afterwards."""
+
+
 @dataclass(frozen=True)
 class PassManager:
     """Runs `passes` in order.
@@ -143,40 +159,50 @@ class PassManager:
     Attributes:
         passes: the pipeline.
         verify_each: run the graph before and after each pass on the same input, and compare.
-        dump_dir: write the IR there before the first pass and after each that changed it.
+        observers: who looks on.
     """
 
     passes: Sequence[Pass]
     verify_each: bool = False
-    dump_dir: Path | None = None
+    observers: Sequence[Observer] = ()
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> list[PassRecord]:
         """Run all passes on `graph_module`; raises VerificationError if one breaks the graph or changes its meaning."""
-        self._dump(graph_module, 0, "input")
+        for observer in self.observers:
+            observer.start(graph_module)
         inputs = verification_inputs(graph_module, context.example_inputs) if self.verify_each else ()
         outputs = _execute(graph_module, inputs) if self.verify_each else ()
         tolerance = tolerance_of(graph_module)
         records: list[PassRecord] = []
         for index, one in enumerate(self.passes, start=1):
+            for observer in self.observers:
+                observer.before(one, graph_module)
             size, first_note, started = len(graph_module.graph.nodes), len(context.notes), time.perf_counter()
-            changed = one.run(graph_module, context)
-            time_ms = (time.perf_counter() - started) * 1e3
-            difference = None
-            if changed:
-                finish(graph_module, one.name)
-                self._dump(graph_module, index, one.name)
-                if self.verify_each:
-                    tolerance = max(tolerance, tolerance_of(graph_module))  # Types may have become coarser.
-                    reference, outputs = outputs, _execute(graph_module, inputs)
-                    difference = verify_numerics(one.name, reference, outputs, tolerance)
+            with self._watched(one):
+                changed = one.run(graph_module, context)
+                time_ms = (time.perf_counter() - started) * 1e3
+                difference = None
+                if changed:
+                    finish(graph_module, one.name)
+                    if self.verify_each:
+                        tolerance = max(tolerance, tolerance_of(graph_module))  # Types may have become coarser.
+                        reference, outputs = outputs, _execute(graph_module, inputs)
+                        difference = verify_numerics(one.name, reference, outputs, tolerance)
+            for observer in self.observers:
+                observer.after(index, one, graph_module, changed)
             notes, nodes = tuple(context.notes[first_note:]), len(graph_module.graph.nodes)
             records.append(PassRecord(one.name, changed, time_ms, size, nodes, notes, difference))
         return records
 
-    def _dump(self, graph_module: fx.GraphModule, index: int, name: str) -> None:
-        if self.dump_dir is not None:
-            self.dump_dir.mkdir(parents=True, exist_ok=True)
-            (self.dump_dir / f"{index:03d}_{name}.py").write_text(print_graph(graph_module))
+    @contextmanager
+    def _watched(self, one: Pass) -> Iterator[None]:
+        """Tell the observers of an error within."""
+        try:
+            yield
+        except Exception as error:
+            for observer in self.observers:
+                observer.failed(one, error)
+            raise
 
 
 def tolerance_of(graph_module: fx.GraphModule) -> float:

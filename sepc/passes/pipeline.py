@@ -60,6 +60,10 @@ PIPELINE: tuple[Pass, ...] = (
 )
 
 
+SPELLING: tuple[Pass, ...] = PIPELINE[:2]
+"""What has to have run before any other pass can."""
+
+
 def pipeline(objective: Objective) -> tuple[Pass, ...]:
     """`PIPELINE`, with what has a choice between time and memory deciding for `objective`."""
     return tuple(replace(one, objective=objective) if isinstance(one, Fuse | ChooseTiling) else one for one in PIPELINE)

@@ -24,6 +24,7 @@ from sepc.passes.manager import (
     finish,
     verification_inputs,
 )
+from sepc.passes.observers import Dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,7 +183,7 @@ def test_a_malformed_graph_and_a_node_that_does_not_fit_are_named() -> None:
 
 
 def test_the_ir_is_dumped_before_and_after_passes_that_changed_something(tmp_path: Path) -> None:
-    PassManager([Do(), Do(drop_relu)], dump_dir=tmp_path / "ir").run(relu_conv(), PassContext())
+    PassManager([Do(), Do(drop_relu)], observers=[Dump(tmp_path / "ir")]).run(relu_conv(), PassContext())
     names = sorted(path.name for path in (tmp_path / "ir").iterdir())
     assert names == ["000_input.py", "002_do.py"]
     texts = [ast.unparse(ast.parse((tmp_path / "ir" / name).read_text())) for name in names]

@@ -1,0 +1,204 @@
+"""`sepc-opt`, called in this process as the console script calls it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from sepc.cli import models
+from sepc.cli.opt import main
+from sepc.errors import InputError, ModelError
+from sepc.passes.fuse import Fuse
+from sepc.passes.pipeline import PASSES, PIPELINE
+from sepc.passes.selection import parse_passes
+
+NET = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 4, 1)
+    return nn.Sequential(*layers), torch.randn(1, 3, 8, 8)
+
+def bare():
+    return make()[0]
+
+def number():
+    return 1
+"""
+DIFFERENCE = """\
+--- before fold-batch-norm
++++ after fold-batch-norm
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    path = tmp_path / "net.py"
+    path.write_text(NET)
+    return path
+
+
+def test_by_default_the_graph_after_all_passes_is_printed_as_python(
+    net: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"{net}:make"]) == 0
+    out = capsys.readouterr().out
+    assert [one.name for one in ast.parse(out).body if isinstance(one, ast.FunctionDef)] == ["forward"]
+    assert "bottleneck=" in out  # of a tiling
+
+
+def test_a_difference_shows_what_one_pass_changed(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--passes", "fold-batch-norm", "--diff"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(DIFFERENCE)
+    changed = [line for line in out.splitlines()[2:] if line[0] in "+-"]
+    assert any(line.startswith("-") and "batch_norm.default" in line for line in changed)
+    assert not any(line.startswith("+") and "batch_norm.default" in line for line in changed)
+
+
+def test_the_ir_is_dumped_with_pictures_where_it_changed(net: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "ir"
+    assert main([f"{net}:make", f"--dump-ir={directory}", "--stop-after", "fold-batch-norm"]) == 0
+    names = {path.stem for path in directory.iterdir()}
+    assert names == {"000_input", "002_canonicalize", "004_fold-batch-norm"}
+    assert {path.suffix for path in directory.iterdir()} == {".py", ".dot"}
+    assert (directory / "000_input.dot").read_text().startswith("digraph")
+
+
+def test_the_ir_is_printed_before_and_after_the_passes_named(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--print-ir-before", "group", "--print-ir-after", "group", "--print-ir-after", "demote"]
+    assert main([f"{net}:make", *options]) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
+    assert headings == ["# After demote, which changed nothing", "# Before group", "# After group"]
+
+
+def test_after_change_leaves_out_passes_that_changed_nothing(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--print-ir-after-change"]) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
+    assert "# After fold-batch-norm" in headings
+    assert len(headings) < len(PIPELINE)
+
+
+def test_before_a_failure_the_ir_is_printed(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Fusing needs regions, which there are none of.
+    assert main([f"{net}:make", "--passes", "choose-tiling,plan-memory", "--print-ir-after-failure"]) == 1
+    captured = capsys.readouterr()
+    assert "which failed: VerificationError" in captured.out
+    assert "def forward(" in captured.out
+    assert captured.err.startswith("sepc-opt: ")
+
+
+def test_timing_and_statistics_have_a_line_per_pass(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--timing", "--statistics"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1 : len(PIPELINE) + 1]] == [one.name for one in PIPELINE]
+    assert "1 × taken: folded into the weights before it" in out
+
+
+@pytest.mark.parametrize(("emit", "start"), [("dot", "digraph"), ("svg", "<?xml")])
+def test_a_picture_is_written(net: Path, tmp_path: Path, emit: str, start: str) -> None:
+    path = tmp_path / "out" / f"graph.{emit}"
+    assert main([f"{net}:make", f"--emit={emit}", "-o", str(path)]) == 0
+    assert path.read_text().startswith(start)
+
+
+@pytest.mark.parametrize(("emit", "expected"), [("tirx", "@T.prim_func"), ("llvm", "define "), ("asm", "fmla\tv")])
+def test_kernels_are_written_for_a_foreign_target(net: Path, tmp_path: Path, emit: str, expected: str) -> None:
+    path = tmp_path / "kernels"
+    assert main([f"{net}:make", "--target=arm64", f"--emit={emit}", "-o", str(path)]) == 0
+    assert expected in path.read_text()
+
+
+def test_a_report_is_a_page(net: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert main([f"{net}:make", "--emit=report", "-o", str(path)]) == 0
+    assert "<html" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--passes", "fold-batchnorm"], "did you mean 'fold-batch-norm'?"),
+        (["--passes", "fuse{objectiv=time}"], "did you mean 'objective'?"),
+        (["--passes", "fuse{objective=speed}"], "known are memory, time"),
+        (["--passes", "fuse{objective}"], "write fuse{objective=VALUE}"),
+        (["--passes", "fuse{"], "is no list of passes"),
+        (["--print-ir-after", "grup"], "did you mean 'group'?"),
+        (["--stop-after", "fusee"], "did you mean 'fuse'?"),
+        (["--target", "arm46"], "did you mean"),
+        (["--input", "1x3xa"], "write 1x3x224x224"),
+        (["--input", "1x3:float31"], "there is no type 'float31'"),
+        (["--emit=asm", "--passes", "fuse"], "does not go with a choice of passes"),
+        (["--emit=report"], "give it with -o report.html"),
+    ],
+)
+def test_wrong_arguments_are_one_error_that_says_what_to_do(
+    net: Path, options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"{net}:make", *options]) == 1
+    err = capsys.readouterr().err
+    assert expected in err
+    assert len(err.splitlines()) <= 10
+
+
+@pytest.mark.parametrize(("option", "suggested"), [("--dumpir", "--dump-ir"), ("--time", "--timing")])
+def test_an_unknown_option_is_suggested_for(option: str, suggested: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["net.py:make", f"{option}x"])
+    assert f"did you mean {suggested}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("net", "names no model"),
+        ("missing.py:make", "no such Python file"),
+        ("missing.pt2", "cannot be read"),
+        ("timm:mobilenetv2_10", "did you mean 'mobilenetv2_1"),
+        ("torchvision:mobilenetv2", "did you mean 'mobilenet_v2'?"),
+    ],
+)
+def test_models_that_are_not_there_are_named(model: str, expected: str) -> None:
+    with pytest.raises((InputError, ModelError), match=expected.replace("?", r"\?")):
+        models.load(model)
+
+
+def test_a_functions_result_that_is_no_model_is_told(net: Path) -> None:
+    with pytest.raises(InputError, match="it returns int"):
+        models.load(f"{net}:number", ["1x3x8x8"])
+    with pytest.raises(InputError, match="has no inputs"):
+        models.load(f"{net}:bare")
+    with pytest.raises(InputError, match="no function 'made'"):
+        models.load(f"{net}:made")
+
+
+def test_inputs_on_the_command_line_come_first(net: Path) -> None:
+    given = models.load(f"{net}:make", ["2x3x4x4", "1x5:int64"])
+    assert [(one.shape, one.dtype) for one in given.inputs] == [((2, 3, 4, 4), torch.float32), ((1, 5), torch.int64)]
+
+
+def test_an_exported_program_brings_its_inputs(net: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = models.load(f"{net}:make")
+    assert isinstance(given.model, torch.nn.Module)
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(given.model, given.inputs), path)
+    assert main([str(path), "--passes=canonicalize"]) == 0
+    assert "batch_norm.default" in capsys.readouterr().out
+
+
+def test_passes_take_options_and_keep_their_order() -> None:
+    passes = parse_passes("group, fuse{objective=memory},plan-memory")
+    assert [one.name for one in passes] == ["group", "fuse", "plan-memory"]
+    assert passes[1] == Fuse(objective="memory")
+
+
+def test_all_passes_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list-passes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(PASSES)
+    assert all(len(line.split()) > 3 for line in lines)
