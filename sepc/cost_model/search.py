@@ -66,6 +66,10 @@ class Choice:
     cost: Cost
     others: tuple[Choice, ...] = ()
 
+    def __str__(self) -> str:
+        """As the printed graph has it."""
+        return f"{self.tiling}, predicted {self.cost.time_us:.1f} µs, bound by {self.cost.bottleneck}"
+
 
 @lru_cache(maxsize=4096)
 def choose(

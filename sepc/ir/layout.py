@@ -24,6 +24,10 @@ class Layout:
     offset: int
     base: fx.Node
 
+    def __str__(self) -> str:
+        """As the printed graph has it."""
+        return f"{self.strides} in {self.base}" + (f" from {self.offset}" if self.offset else "")
+
 
 def layout(node: fx.Node) -> Layout:
     """The layout of `node`; raises VerificationError where plan-layout has not been there."""

@@ -43,6 +43,11 @@ class RegionInfo:
     kernel: Kernel = "sepc"
     reason: str = ""
 
+    def __str__(self) -> str:
+        """As the printed graph has it."""
+        text = self.kind if self.kernel == "sepc" else f"{self.kind} by {self.kernel}"
+        return f"{text} ({self.reason})" if self.reason else text
+
 
 def info(node: fx.Node) -> RegionInfo:
     """The `RegionInfo` of a region's node; raises VerificationError for another node."""

@@ -49,7 +49,7 @@ def test_by_default_the_graph_after_all_passes_is_printed_as_python(
     assert main([f"{net}:make"]) == 0
     out = capsys.readouterr().out
     assert [one.name for one in ast.parse(out).body if isinstance(one, ast.FunctionDef)] == ["forward"]
-    assert "bottleneck=" in out  # of a tiling
+    assert " µs, bound by " in out
 
 
 def test_a_difference_shows_what_one_pass_changed(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
