@@ -96,7 +96,8 @@ def list_passes() -> str:
     from sepc.passes.pipeline import PIPELINE
 
     width = max(len(one.name) for one in PIPELINE)
-    titles = {one.name: (sys.modules[type(one).__module__].__doc__ or "").partition("\n")[0] for one in PIPELINE}
+    texts = {one.name: sys.modules[type(one).__module__].__doc__ or "" for one in PIPELINE}
+    titles = {name: text.partition("\n")[0].removeprefix(f"{name}: ") for name, text in texts.items()}
     return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())
 
 
