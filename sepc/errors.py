@@ -6,6 +6,9 @@ one), why, and what to do about it.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SepcError(Exception):
     """Base class of all errors raised on purpose by sepc.
@@ -52,3 +55,17 @@ class BuildError(SepcError):
 
 class ArtifactError(SepcError):
     """A saved model cannot be written, or read: damaged, foreign, of another format, or for another processor."""
+
+
+def did_you_mean(written: str, known: Iterable[str], most: int = 1) -> str:
+    """A question that names those of the `known`, at `most` so many, that look like what was written; else empty."""
+    near = difflib.get_close_matches(written, list(known), n=most)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def require_known(name: str, known: Iterable[str], what: str, where: str = "") -> None:
+    """Nothing, if `name` is one of the `known`; raises InputError, which lists them and suggests."""
+    names = sorted(known)
+    if name not in names:
+        why = f"known are {', '.join(names)}" if names else "there are none"
+        raise InputError(f"There is no {what} '{name}'", where=where, why=why, fix=did_you_mean(name, names))

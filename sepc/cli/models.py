@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from sepc.errors import InputError, ModelError
+from sepc.cli import MODEL_FORMS
+from sepc.errors import InputError, ModelError, did_you_mean
 
-FORMS = "a .pt2 file, timm:NAME, torchvision:NAME or path/file.py:FUNCTION"
 IMAGE = (1, 3, 224, 224)
 _INPUT = re.compile(r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
@@ -34,7 +34,7 @@ def load(text: str, inputs: Sequence[str] = ()) -> Given:
     """The model that `text` names, with random `inputs` of the given types, else those that come with the model.
 
     Args:
-        text: one of `FORMS`.
+        text: one of `sepc.cli.MODEL_FORMS`.
         inputs: as ``1x3x224x224``, or ``1x16:int64``.
 
     Raises:
@@ -51,7 +51,7 @@ def load(text: str, inputs: Sequence[str] = ()) -> Given:
     path, _, function = text.rpartition(":")
     if path.endswith(".py") and function:
         return _from_file(Path(path), function, given)
-    raise InputError(f"'{text}' names no model", where="MODEL", fix=f"give {FORMS}")
+    raise InputError(f"'{text}' names no model", where="MODEL", fix=f"give {MODEL_FORMS}")
 
 
 def parse_input(text: str) -> torch.Tensor:
@@ -71,7 +71,7 @@ def parse_input(text: str) -> torch.Tensor:
 def _exported(path: Path, given: tuple[torch.Tensor, ...]) -> Given:
     try:
         program = torch.export.load(path)
-    except Exception as error:
+    except Exception as error:  # PyTorch's reader lets through whatever a damaged file makes it stumble over.
         why = str(error).partition("\n")[0]
         raise ModelError("The exported program cannot be read", where=str(path), why=why) from error
     if given:
@@ -83,31 +83,31 @@ def _exported(path: Path, given: tuple[torch.Tensor, ...]) -> Given:
 
 def _from_timm(name: str, given: tuple[torch.Tensor, ...]) -> Given:
     timm: Any = _package("timm")
+    _require_model(name.partition(".")[0], "timm", timm.list_models())
     try:
         model = timm.create_model(name).eval()
-    except Exception as error:
-        raise _unknown(name, "timm", timm.list_models(), error) from error
+    except RuntimeError as error:  # Its training, named behind the point, may be unknown.
+        raise ModelError(f"timm cannot make '{name}'", why=str(error).partition("\n")[0]) from error
     config = getattr(model, "pretrained_cfg", {})
     return Given(model, given or (parse_input("x".join(map(str, (1, *config.get("input_size", IMAGE[1:]))))),))
 
 
 def _from_torchvision(name: str, given: tuple[torch.Tensor, ...]) -> Given:
     torchvision: Any = _package("torchvision")
-    try:
-        model = torchvision.models.get_model(name, weights=None).eval()
-    except Exception as error:
-        raise _unknown(name, "torchvision", torchvision.models.list_models(), error) from error
+    _require_model(name, "torchvision", torchvision.models.list_models())
+    model = torchvision.models.get_model(name, weights=None).eval()
     return Given(model, given or (parse_input("x".join(map(str, IMAGE))),))
 
 
 def _from_file(path: Path, function: str, given: tuple[torch.Tensor, ...]) -> Given:
     where = f"{path}:{function}"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # No module that is imported anywhere has this name, whatever the file is called.
+    spec = importlib.util.spec_from_file_location(f"sepc_opt.{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError("There is no such Python file", where=where, fix="check the path")
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and torch.export look a class's module up.
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[module.__name__] = module
     spec.loader.exec_module(module)
     maker = getattr(module, function, None)
     if not callable(maker):
@@ -133,14 +133,8 @@ def _package(name: str) -> Any:
         raise ModelError(f"{name} cannot be imported", why=str(error), fix=f"pip install {name}") from error
 
 
-def _unknown(name: str, package: str, known: Sequence[str], error: Exception) -> Exception:
-    """The error for a model that `package` does not make."""
-    from sepc.passes.selection import require_known
-
-    if name.partition(".")[0] not in known:
-        try:
-            require_known(name, known, f"model of {package}")
-        except InputError as unknown:
-            # They are hundreds.
-            return InputError(unknown.what, where=f"MODEL {package}:{name}", fix=unknown.fix)
-    return ModelError(f"{package} cannot make '{name}'", why=str(error).partition("\n")[0])
+def _require_model(name: str, package: str, known: Sequence[str]) -> None:
+    if name not in known:  # They are hundreds, too many to list.
+        raise InputError(
+            f"There is no model '{name}' of {package}", where=f"MODEL {package}:{name}", fix=did_you_mean(name, known)
+        )

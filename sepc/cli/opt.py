@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from sepc.errors import InputError, SepcError
+from sepc.cli import MODEL_FORMS
+from sepc.errors import InputError, SepcError, did_you_mean, require_known
 
 if TYPE_CHECKING:
     from torch import fx
 
     from sepc.cli.models import Given
     from sepc.compiled import CompiledModel, SourceForm
-    from sepc.passes.manager import Observer, Pass, PassRecord
+    from sepc.passes.manager import Pass, PassRecord
+    from sepc.passes.observers import Observer
     from sepc.target import Target
 
 GRAPHS: Final = ("ir", "dot", "svg")
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list_passes:
             print(list_passes())
         elif options.model is None:
-            raise InputError("No model is given", where="MODEL", fix=f"give {_forms()}")
+            raise InputError("No model is given", where="MODEL", fix=f"give {MODEL_FORMS}")
         else:
             _run(options)
     except SepcError as error:
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = _Parser(prog="sepc-opt", description=(__doc__ or "").partition(":\n")[0].replace("``", ""))
-    made.add_argument("model", nargs="?", metavar="MODEL", help=_forms())
+    made.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_FORMS)
     made.add_argument("--input", action="append", default=[], metavar="SHAPE[:TYPE]", help="1x3x224x224; repeatable")
     made.add_argument("--target", default="native", help="what to compile for (default: %(default)s)")
     made.add_argument("--threads", type=int, default=1, metavar="N", help="threads per call (default: %(default)s)")
@@ -81,13 +83,11 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print `message`, and leave with status 2."""
-        import difflib
-
         start = "unrecognized arguments: "
         if message.startswith(start):
             option = message.removeprefix(start).split()[0].partition("=")[0]
-            near = difflib.get_close_matches(option, self._option_string_actions, n=1)
-            message += f"; did you mean {near[0]}?" if near else f"; known are {', '.join(self._option_string_actions)}"
+            known = self._option_string_actions
+            message += "; " + (did_you_mean(option, known) or f"known are {', '.join(known)}")
         super().error(message)
 
 
@@ -126,7 +126,7 @@ def _run(options: argparse.Namespace) -> None:
 def _passes(options: argparse.Namespace) -> tuple[Pass, ...]:
     """The passes to run and to show, in order."""
     from sepc.passes.pipeline import PASSES, pipeline
-    from sepc.passes.selection import parse_passes, require_known
+    from sepc.passes.selection import parse_passes
 
     passes = pipeline("time") if options.passes is None else parse_passes(options.passes)
     names = [one.name for one in passes]
@@ -247,11 +247,6 @@ def _write(text: str, output: Path | None) -> None:
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
-
-
-def _forms() -> str:
-    # As in `sepc.cli.models`, which imports PyTorch.
-    return "a .pt2 file, timm:NAME, torchvision:NAME or path/file.py:FUNCTION"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ GPUs have descriptions of their own: `sepc.cost_model.gpu_machine`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from sepc.errors import TargetError
+from sepc.errors import TargetError, did_you_mean
 from sepc.ir.element import FLOAT32, Element
 
 MACHINES_DIRECTORY: Final = Path(__file__).parent / "machines"
@@ -236,11 +235,10 @@ def read_description(name: str, known: Sequence[str]) -> dict[str, Any]:
         TargetError: the name is not among `known`.
     """
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
         raise TargetError(
             f"There is no machine description '{name}'",
             why=f"known are: {', '.join(known)}",
-            fix=f"did you mean {' or '.join(near)}?" if near else f"add {name}.toml to {MACHINES_DIRECTORY.name}/",
+            fix=did_you_mean(name, known, most=3) or f"add {name}.toml to {MACHINES_DIRECTORY.name}/",
         )
     return tomllib.loads((MACHINES_DIRECTORY / f"{name}.toml").read_text(encoding="utf-8"))
 

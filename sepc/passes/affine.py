@@ -20,7 +20,7 @@ from torch import fx
 
 from sepc.ir.layers import BatchNorm
 from sepc.ir.ops import Binary, aten, constant, dtype, is_constant, shape
-from sepc.passes.manager import Rejection, Rewriter
+from sepc.passes.rewriter import Rejection, Rewriter
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import fx
 from sepc.ir.layers import Conv
 from sepc.ir.ops import Binary, constant, dtype, is_constant, shape
 from sepc.passes.affine import Affine, read_chain
-from sepc.passes.manager import Rejection
+from sepc.passes.rewriter import Rejection
 
 
 @dataclass(frozen=True)

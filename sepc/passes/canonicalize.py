@@ -30,7 +30,8 @@ from typing import Any, ClassVar
 from torch import fx
 
 from sepc.passes.fold_constants import ConstantFolder
-from sepc.passes.manager import PassContext, Rule
+from sepc.passes.manager import PassContext
+from sepc.passes.rewriter import Rule
 from sepc.passes.rules.attention import AttentionInParts
 from sepc.passes.rules.convolutions import AS_CONSTANT_PAD, AS_PADDED_CONV, NumericConv, NumericTransposed
 from sepc.passes.rules.creation import AsFull

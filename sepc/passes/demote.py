@@ -35,9 +35,11 @@ from torch._ops import OpOverload
 from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.element import FLOAT16
+from sepc.ir.types import fake_mode, infer
 from sepc.ir.views import is_view
 from sepc.passes.group import classify, padded_convolution
-from sepc.passes.manager import PassContext, Rewriter, fake_mode, infer
+from sepc.passes.manager import PassContext
+from sepc.passes.rewriter import Rewriter
 
 aten = torch.ops.aten
 ROUNDING: Final = 2.0**-10

@@ -25,8 +25,10 @@ import torch
 
 from sepc.ir.layers import BatchNorm, Conv, ConvTranspose, Linear
 from sepc.ir.ops import Permute, aten, constant, is_constant, shape
+from sepc.ir.types import fake_mode
 from sepc.passes.affine import Affine, build_affine, continues, read_chain, read_step
-from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
+from sepc.passes.manager import PassContext
+from sepc.passes.rewriter import Rejection, Rewriter, replace
 
 if TYPE_CHECKING:
     from torch import fx

@@ -20,8 +20,10 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sepc.ir.ops import constant
+from sepc.ir.types import fake_mode
 from sepc.ir.views import is_view
-from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
+from sepc.passes.manager import PassContext
+from sepc.passes.rewriter import Rejection, Rewriter, replace
 
 
 class ConstantFolder:

@@ -1,4 +1,4 @@
-"""The pass manager, and the pieces that passes are made of: notes, rules and the rewriter.
+"""The pass manager, and what passes share: the context, and notes of what they decided.
 
 A pass only rewrites. The manager alone cleans up after it (dead code, unused constants), recompiles, propagates shapes,
 lints, verifies structure and, if asked, numerics, times and dumps.
@@ -7,29 +7,25 @@ lints, verifies structure and, if asked, numerics, times and dumps.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from sepc.errors import VerificationError
 from sepc.ir.element import FLOAT32, Element
 from sepc.ir.origin import derive, origin_of
-from sepc.ir.printer import describe_type
+from sepc.ir.types import propagate_types
 from sepc.ir.verify import verify, verify_numerics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from torch._ops import OpOverload
-    from torch.fx.node import Argument
+    from collections.abc import Iterator, Sequence
 
     from sepc.cost_model.machine import Machine
+    from sepc.passes.observers import Observer
 
 
 class Target(Protocol):
@@ -136,22 +132,6 @@ class PassRecord:
     max_difference: float | None = None
 
 
-class Observer:
-    """Somebody who looks on while passes run; what is here does nothing."""
-
-    def start(self, graph_module: fx.GraphModule) -> None:
-        """Called with the graph as it is before the first pass."""
-
-    def before(self, one: Pass, graph_module: fx.GraphModule) -> None:
-        """Called before pass `one` runs."""
-
-    def after(self, index: int, one: Pass, graph_module: fx.GraphModule, changed: bool) -> None:
-        """Called after pass `one`, number `index` counted from 1, has run and its result was found sound."""
-
-    def failed(self, one: Pass, error: Exception) -> None:
-        """Called where pass `one` raised `error`, or left a graph that is not sound; the error is raised afterwards."""
-
-
 @dataclass(frozen=True)
 class PassManager:
     """Runs `passes` in order.
@@ -240,48 +220,6 @@ def drop_unused_constants(graph_module: fx.GraphModule) -> None:
             drop_unused_constants(child)
 
 
-def fake_mode(graph_module: fx.GraphModule) -> FakeTensorMode:
-    """The FakeTensorMode of the graph's types; a new one for a graph without types."""
-    values = (node.meta.get("val") for node in graph_module.graph.nodes)
-    return next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None) or FakeTensorMode()
-
-
-def propagate_types(graph_module: fx.GraphModule, mode: FakeTensorMode | None = None) -> None:
-    """Compute ``meta["val"]`` of all nodes afresh from the placeholders' types and the constants, also inside regions.
-
-    Raises VerificationError, naming the node, where an operator does not accept its inputs.
-    """
-    mode = mode or fake_mode(graph_module)
-    for node in graph_module.graph.nodes:
-        if node.op in ("get_attr", "call_function"):
-            node.meta["val"] = infer(graph_module, node, mode)
-        elif node.op == "call_module":
-            region = getattr(graph_module, str(node.target), None)
-            if not isinstance(region, fx.GraphModule):
-                continue  # `verify` reports it.
-            for placeholder, value in zip(region.graph.find_nodes(op="placeholder"), node.args, strict=True):
-                placeholder.meta["val"] = value.meta["val"] if isinstance(value, fx.Node) else value
-            propagate_types(region, mode)
-            node.meta["val"] = fx.map_arg(region.graph.output_node().args[0], lambda result: result.meta["val"])
-
-
-def infer(graph_module: fx.GraphModule, node: fx.Node, mode: FakeTensorMode) -> object:
-    """The type of a ``get_attr`` or ``call_function`` `node` whose inputs are typed; raises VerificationError."""
-    try:
-        if node.op == "get_attr":
-            return mode.from_tensor(getattr(graph_module, str(node.target)), static_shapes=True)
-        if not callable(node.target):
-            raise TypeError(f"{node.target!r} cannot be called")
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda value: value.meta["val"])
-        with mode, torch.no_grad():
-            return node.target(*args, **kwargs)
-    except Exception as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise VerificationError(
-            "A node does not fit its inputs", where=f"{node.name} = {node.target}", why=why
-        ) from error
-
-
 def verification_inputs(
     graph_module: fx.GraphModule, given: Sequence[torch.Tensor] | None = None, seed: int = 0
 ) -> tuple[torch.Tensor, ...]:
@@ -305,116 +243,3 @@ def _execute(graph_module: fx.GraphModule, inputs: tuple[torch.Tensor, ...]) -> 
     with torch.no_grad():
         outputs = graph_module(*inputs)
     return tuple(outputs)
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """Why a rule does not apply; `near`: the node looks like its pattern, so the reason is worth a note."""
-
-    reason: str
-    near: bool = True
-
-
-@dataclass
-class Rewriter:
-    """Builds typed nodes in front of `anchor`, the node to be replaced; remembers them, so that they can be undone."""
-
-    graph_module: fx.GraphModule
-    pass_name: str
-    mode: FakeTensorMode
-    anchor: fx.Node
-    origins: tuple[fx.Node, ...]
-    created: list[fx.Node] = field(default_factory=list)
-
-    def call(self, target: OpOverload, *args: Argument, **kwargs: Argument) -> fx.Node:
-        """A call of `target`; raises VerificationError if it does not accept its inputs."""
-        with self.graph_module.graph.inserting_before(self.anchor):
-            name = target._schema.name.rpartition(":")[2]
-            return self._typed(self.graph_module.graph.create_node("call_function", target, args, dict(kwargs), name))
-
-    def constant(self, hint: str, value: torch.Tensor) -> fx.Node:
-        """A new constant of the module, named after `hint`."""
-        name, count = hint, 0
-        while hasattr(self.graph_module, name):
-            count += 1
-            name = f"{hint}_{count}"
-        self.graph_module.register_buffer(name, value)
-        with self.graph_module.graph.inserting_before(self.anchor):
-            return self._typed(self.graph_module.graph.get_attr(name))
-
-    @property
-    def description(self) -> str:
-        """What is built in place of what, by operators."""
-        built = [_operator(node) for node in self.created if node.op == "call_function"]
-        return f"{_operator(self.anchor)} → {', '.join(built) or ('constant' if self.created else 'its input')}"
-
-    def undo(self) -> None:
-        """Erase all nodes built so far."""
-        for node in reversed(self.created):
-            self.graph_module.graph.erase_node(node)
-        self.created.clear()
-
-    def _typed(self, node: fx.Node) -> fx.Node:
-        self.created.append(node)
-        node.meta["val"] = infer(self.graph_module, node, self.mode)
-        node.meta["sepc_origin"] = derive(self.pass_name, self.origins)
-        return node
-
-
-def _operator(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
-
-
-Match = TypeVar("Match")
-
-
-class Rule(ABC, Generic[Match]):
-    """The unit of rewriting: `match` finds out whether it applies, `rewrite` builds the replacement."""
-
-    targets: tuple[object, ...]
-    """What the nodes call that `match` wants to see."""
-
-    @abstractmethod
-    def match(self, node: fx.Node, module: fx.GraphModule) -> Match | Rejection | None:
-        """What `rewrite` needs; a rejection with its reason; or None where `node` is not of the pattern at all."""
-
-    @abstractmethod
-    def rewrite(self, match: Match, build: Rewriter) -> fx.Node:
-        """Build what replaces the node, and return it."""
-
-    def apply(self, node: fx.Node, pass_name: str, module: fx.GraphModule, context: PassContext) -> bool:
-        """Replace `node` if the rule matches, and note that, or the reason if not; returns whether it was replaced."""
-        found = self.match(node, module)
-        if found is None:
-            return False
-        if isinstance(found, Rejection):
-            context.note(pass_name, node, found.reason)
-            return False
-        build = Rewriter(module, pass_name, fake_mode(module), node, (node,))
-        rejection = replace(node, build, lambda: self.rewrite(found, build))
-        context.note(pass_name, node, rejection.reason if rejection else build.description, taken=rejection is None)
-        return rejection is None
-
-
-def replace(node: fx.Node, build: Rewriter, rewrite: Callable[[], fx.Node]) -> Rejection | None:
-    """Replace `node` by what `rewrite` builds; undone, with the reason, where that has another type or does not fit."""
-    try:
-        new = rewrite()
-    except VerificationError as error:
-        build.undo()
-        return Rejection(error.why)
-    before, after = node.meta["val"], new.meta["val"]
-    if not same_type(before, after):
-        build.undo()
-        return Rejection(f"its type would change from {describe_type(before)} to {describe_type(after)}")
-    node.replace_all_uses_with(new)
-    node.graph.erase_node(node)
-    return None
-
-
-def same_type(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether shape, dtype and the strides that matter (of dimensions larger than 1) are equal."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    triples = zip(left.shape, left.stride(), right.stride(), strict=True)
-    return all(size <= 1 or one == other for size, one, other in triples)

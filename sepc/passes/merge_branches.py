@@ -27,9 +27,11 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from sepc.ir.ops import aten
+from sepc.ir.types import fake_mode
 from sepc.passes.branches import Branch, Term, is_inner, is_sum, read_branch, read_terms, terms_by_input
 from sepc.passes.fold_batch_norm import build_layer
-from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
+from sepc.passes.manager import PassContext
+from sepc.passes.rewriter import Rejection, Rewriter, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,8 +24,10 @@ import torch
 
 from sepc.ir.layers import Conv
 from sepc.ir.ops import constant, dtype, is_constant, shape
+from sepc.ir.types import fake_mode
 from sepc.passes.fold_batch_norm import build_layer
-from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
+from sepc.passes.manager import PassContext
+from sepc.passes.rewriter import Rejection, Rewriter, replace
 
 if TYPE_CHECKING:
     from torch import fx

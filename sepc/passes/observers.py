@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sepc.ir.printer import print_graph
-from sepc.passes.manager import Observer
 
 if TYPE_CHECKING:
     from torch import fx
@@ -19,6 +18,22 @@ if TYPE_CHECKING:
 Write = Callable[[str], object]
 ALL = "*"
 """In place of a pass's name: every pass."""
+
+
+class Observer:
+    """Somebody who looks on while passes run; what is here does nothing."""
+
+    def start(self, graph_module: fx.GraphModule) -> None:
+        """Called with the graph as it is before the first pass."""
+
+    def before(self, one: Pass, graph_module: fx.GraphModule) -> None:
+        """Called before pass `one` runs."""
+
+    def after(self, index: int, one: Pass, graph_module: fx.GraphModule, changed: bool) -> None:
+        """Called after pass `one`, number `index` counted from 1, has run and its result was found sound."""
+
+    def failed(self, one: Pass, error: Exception) -> None:
+        """Called where pass `one` raised `error`, or left a graph that is not sound; the error is raised afterwards."""
 
 
 @dataclass

@@ -18,7 +18,8 @@ from sepc.ir import region
 from sepc.ir.element import FLOAT32, Element
 from sepc.ir.layers import Conv
 from sepc.ir.ops import aten
-from sepc.passes.manager import PassContext, PassManager, propagate_types
+from sepc.ir.types import propagate_types
+from sepc.passes.manager import PassContext, PassManager
 from sepc.separable.geometry import Geometry
 
 

@@ -38,8 +38,10 @@ from torch.utils import _pytree as pytree
 from sepc.errors import VerificationError
 from sepc.ir import ops
 from sepc.ir.origin import derive
+from sepc.ir.types import fake_mode, infer, same_type
 from sepc.ir.views import is_view
-from sepc.passes.manager import PassContext, Rewriter, fake_mode, infer, same_type
+from sepc.passes.manager import PassContext
+from sepc.passes.rewriter import Rewriter
 
 aten = torch.ops.aten
 HALVES = (torch.float16, torch.bfloat16)

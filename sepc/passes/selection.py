@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import sys
-from collections.abc import Iterable
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from sepc.cost_model.chain import Objective
-from sepc.errors import InputError
+from sepc.errors import InputError, require_known
 from sepc.passes.manager import Pass
 from sepc.passes.pipeline import PASSES, PIPELINE
 
@@ -56,14 +54,5 @@ def make_pass(name: str, options: str = "") -> Pass:
         if choices := get_args(types[key]):
             require_known(value, choices, f"{key} of {name}")
         given[key] = _WORDS.get(value.lower(), value)
-    return dataclasses.replace(made, **given)  # type: ignore[no-any-return]
-
-
-def require_known(name: str, known: Iterable[str], what: str) -> None:
-    """Nothing, if `name` is one of the `known`; raises InputError, which lists them and suggests."""
-    names = sorted(known)
-    if name in names:
-        return
-    near = difflib.get_close_matches(name, names, n=1)
-    why = f"known are {', '.join(names)}" if names else "there are none"
-    raise InputError(f"There is no {what} '{name}'", why=why, fix=f"did you mean '{near[0]}'?" if near else "")
+    chosen: Pass = dataclasses.replace(made, **given)
+    return chosen

@@ -26,8 +26,10 @@ import torch
 
 from sepc.ir.layers import Conv
 from sepc.ir.ops import constant, dtype, is_constant, shape
-from sepc.passes.manager import PassContext, Rejection, Rewriter, fake_mode, replace
+from sepc.ir.types import fake_mode
+from sepc.passes.manager import PassContext
 from sepc.passes.predict import sequence_us
+from sepc.passes.rewriter import Rejection, Rewriter, replace
 from sepc.separable.diagonalize import EXACT
 from sepc.separable.exact import exact_forms, largest_rank
 from sepc.separable.fit import Approximation, fit

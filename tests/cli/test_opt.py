@@ -85,7 +85,7 @@ def test_after_change_leaves_out_passes_that_changed_nothing(net: Path, capsys: 
 
 
 def test_before_a_failure_the_ir_is_printed(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Fusing needs regions, which there are none of.
+    # The memory planner wants tilings of regions, which there are none of.
     assert main([f"{net}:make", "--passes", "choose-tiling,plan-memory", "--print-ir-after-failure"]) == 1
     captured = capsys.readouterr()
     assert "which failed: VerificationError" in captured.out
@@ -150,7 +150,7 @@ def test_wrong_arguments_are_one_error_that_says_what_to_do(
 def test_an_unknown_option_is_suggested_for(option: str, suggested: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["net.py:make", f"{option}x"])
-    assert f"did you mean {suggested}?" in capsys.readouterr().err
+    assert f"did you mean '{suggested}'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

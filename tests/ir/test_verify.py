@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sepc.errors import VerificationError
 from sepc.ir.ops import aten
+from sepc.ir.types import propagate_types
 from sepc.ir.verify import relative_difference, verify, verify_numerics
-from sepc.passes.manager import propagate_types
 
 MODE = FakeTensorMode()
 

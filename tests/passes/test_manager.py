@@ -14,17 +14,10 @@ from torch import fx, nn
 from sepc.errors import VerificationError
 from sepc.frontend.export import capture
 from sepc.ir.ops import aten, shape
-from sepc.passes.manager import (
-    PassContext,
-    PassManager,
-    PassRecord,
-    Rewriter,
-    Rule,
-    fake_mode,
-    finish,
-    verification_inputs,
-)
+from sepc.ir.types import fake_mode
+from sepc.passes.manager import PassContext, PassManager, PassRecord, finish, verification_inputs
 from sepc.passes.observers import Dump
+from sepc.passes.rewriter import Rewriter, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable

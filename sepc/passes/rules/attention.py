@@ -16,7 +16,7 @@ import math
 from torch import fx
 
 from sepc.ir.ops import arguments, aten, dtype, shape
-from sepc.passes.manager import Rejection, Rewriter, Rule
+from sepc.passes.rewriter import Rejection, Rewriter, Rule
 from sepc.passes.rules.storage import stored_as
 
 

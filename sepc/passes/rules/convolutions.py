@@ -20,7 +20,7 @@ from torch import fx
 
 from sepc.ir.layers import Conv, ConvTranspose
 from sepc.ir.ops import Pad, arguments, aten, is_op, per_dimension, shape
-from sepc.passes.manager import Rejection, Rewriter, Rule
+from sepc.passes.rewriter import Rejection, Rewriter, Rule
 from sepc.passes.rules.respell import Call, Respell
 
 

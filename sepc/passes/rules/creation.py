@@ -19,7 +19,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sepc.ir.ops import arguments, aten, dtype, shape
-from sepc.passes.manager import Rewriter, Rule
+from sepc.passes.rewriter import Rewriter, Rule
 
 
 class AsFull(Rule[fx.Node]):

@@ -23,7 +23,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sepc.ir.ops import Binary, arguments, aten, constant, dtype, is_constant, is_op, shape
-from sepc.passes.manager import Rewriter, Rule
+from sepc.passes.rewriter import Rewriter, Rule
 from sepc.passes.rules.respell import Call, Respell
 
 _SCALAR_BINARY = (aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar, aten.div.Scalar)

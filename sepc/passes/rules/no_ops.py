@@ -15,7 +15,8 @@ from __future__ import annotations
 from torch import fx
 
 from sepc.ir.ops import Binary, Pad, Permute, arguments, aten, is_op, shape
-from sepc.passes.manager import Rejection, Rewriter, Rule, same_type
+from sepc.ir.types import same_type
+from sepc.passes.rewriter import Rejection, Rewriter, Rule
 
 
 class DropNoOp(Rule[fx.Node]):

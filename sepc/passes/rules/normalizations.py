@@ -26,7 +26,7 @@ from torch import fx
 
 from sepc.ir.layers import LayerNorm, RMSNorm, Softmax
 from sepc.ir.ops import Binary, Mean, arguments, aten, dtype, is_op, shape
-from sepc.passes.manager import Rejection, Rewriter, Rule
+from sepc.passes.rewriter import Rejection, Rewriter, Rule
 from sepc.passes.rules.storage import permuted, stored_as
 
 MOST_IMAGE_DIMENSIONS = 4

@@ -14,7 +14,7 @@ from torch import fx
 
 from sepc.ir.layers import Pool
 from sepc.ir.ops import Mean, arguments, aten, shape
-from sepc.passes.manager import Rejection, Rewriter, Rule
+from sepc.passes.rewriter import Rejection, Rewriter, Rule
 
 Window = tuple[fx.Node, tuple[int, ...], tuple[int, ...]]
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 from torch._ops import OpOverload
 
-from sepc.passes.manager import Rejection, Rewriter, Rule
+from sepc.passes.rewriter import Rejection, Rewriter, Rule
 
 Call = tuple[OpOverload, tuple[Any, ...]]
 Spelling = Callable[[fx.Node, fx.GraphModule], Call | Rejection | None]

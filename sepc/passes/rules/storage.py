@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from sepc.ir.ops import aten, shape, strides
-from sepc.passes.manager import Rewriter, same_type
+from sepc.ir.types import same_type
+from sepc.passes.rewriter import Rewriter
 
 
 def stored_as(node: fx.Node, result: fx.Node, build: Rewriter) -> fx.Node:
