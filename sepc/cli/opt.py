@@ -92,11 +92,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def list_passes() -> str:
-    """A line for each pass of the pipeline, in its order: its name and the first line of its documentation."""
-    from sepc.passes.pipeline import PIPELINE
+    """A line for each pass, those of the pipeline first: its name and what its documentation begins with."""
+    from sepc.passes import registry
 
-    width = max(len(one.name) for one in PIPELINE)
-    texts = {one.name: sys.modules[type(one).__module__].__doc__ or "" for one in PIPELINE}
+    names = registry.names()
+    width = max(map(len, names))
+    texts = {name: sys.modules[registry.pass_class(name).__module__].__doc__ or "" for name in names}
     titles = {name: text.partition("\n")[0].removeprefix(f"{name}: ") for name, text in texts.items()}
     return "\n".join(f"{name:{width}}  {title}" for name, title in titles.items())
 
@@ -125,13 +126,14 @@ def _run(options: argparse.Namespace) -> None:
 
 def _passes(options: argparse.Namespace) -> tuple[Pass, ...]:
     """The passes to run and to show, in order."""
-    from sepc.passes.pipeline import PASSES, pipeline
+    from sepc.passes import registry
+    from sepc.passes.pipeline import pipeline
     from sepc.passes.selection import parse_passes
 
     passes = pipeline("time") if options.passes is None else parse_passes(options.passes)
     names = [one.name for one in passes]
     for name in (*options.print_ir_before, *options.print_ir_after):
-        require_known(name, PASSES, "pass")
+        require_known(name, registry.names(), "pass")
     if options.stop_after is None:
         return passes
     require_known(options.stop_after, names, "pass to stop after")

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, get_args, get_type_hints
 from sepc.cost_model.chain import Objective
 from sepc.errors import InputError, require_known
 from sepc.passes.manager import Pass
-from sepc.passes.pipeline import PASSES, PIPELINE
+from sepc.passes.pipeline import PIPELINE
+from sepc.passes.registry import pass_class
 
 _ITEM = re.compile(r"\s*(?P<name>[\w-]+)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?:,|$)")
 _WORDS = {"true": True, "false": False}
@@ -39,8 +40,7 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
 
 def make_pass(name: str, options: str = "") -> Pass:
     """The pass of that name with `options`, written as ``key=value`` and separated by spaces; raises InputError."""
-    require_known(name, PASSES, "pass")
-    kind: Any = PASSES[name]
+    kind: Any = pass_class(name)
     # As it stands in the pipeline, which may set options of its own.
     made: Any = next((one for one in PIPELINE if one.name == name), None) or kind()
     known = [one.name for one in dataclasses.fields(made)]
@@ -53,6 +53,19 @@ def make_pass(name: str, options: str = "") -> Pass:
             raise InputError(f"Option '{key}' of {name} has no value", fix=f"write {name}{{{key}=VALUE}}")
         if choices := get_args(types[key]):
             require_known(value, choices, f"{key} of {name}")
-        given[key] = _WORDS.get(value.lower(), value)
+        given[key] = _value(value, types[key], f"{name}{{{option}}}")
     chosen: Pass = dataclasses.replace(made, **given)
     return chosen
+
+
+def _value(text: str, kind: object, where: str) -> object:
+    """An option's value as its field's type has it; raises InputError."""
+    if kind is bool and text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if kind not in (bool, int, float):
+        return text
+    try:
+        return int(text) if kind is int else float(text) if kind is float else _WORDS[text]
+    except (ValueError, KeyError) as error:
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise InputError(f"'{text}' is not {wanted}", where=where, fix=f"write {wanted}") from error
