@@ -112,6 +112,8 @@ def _run(options: argparse.Namespace) -> None:
     given = load(options.model, options.input)
     emit = options.emit or ("" if observers or options.timing or options.statistics else "ir")
     if emit in (*KERNELS, "report"):
+        if emit == "report" and options.output is None:
+            raise InputError("A report needs a file", where="--emit=report", fix="give it with -o report.html")
         if options.passes or options.stop_after:
             why = f"'{emit}' is made by all passes"
             raise InputError(f"--emit={emit} does not go with a choice of passes", why=why, fix="leave out either")
@@ -227,8 +229,6 @@ def _emit_compiled(given: Given, target: Target, emit: str, options: argparse.Na
         given.model, target=target, num_threads=options.threads, example_inputs=given.inputs
     )
     if emit == "report":
-        if options.output is None:
-            raise InputError("A report needs a file", where="--emit=report", fix="give it with -o report.html")
         compiled.explain(*given.inputs).to_html(options.output)
         return
     form: SourceForm = next(one for one in KERNELS if one == emit)

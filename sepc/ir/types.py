@@ -44,7 +44,7 @@ def infer(graph_module: fx.GraphModule, node: fx.Node, mode: FakeTensorMode) -> 
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda value: value.meta["val"])
         with mode, torch.no_grad():
             return node.target(*args, **kwargs)
-    except Exception as error:
+    except Exception as error:  # Operators refuse what they do not take by errors of any class.
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VerificationError(
             "A node does not fit its inputs", where=f"{node.name} = {node.target}", why=why

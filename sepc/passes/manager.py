@@ -179,7 +179,7 @@ class PassManager:
         """Tell the observers of an error within."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # Whatever it is: it goes on to the caller.
             for observer in self.observers:
                 observer.failed(one, error)
             raise

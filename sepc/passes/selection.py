@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from typing import Any, ClassVar, get_args, get_type_hints
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from sepc.cost_model.chain import Objective
 from sepc.errors import InputError, require_known
@@ -14,7 +15,13 @@ from sepc.passes.pipeline import PIPELINE
 from sepc.passes.registry import pass_class
 
 _ITEM = re.compile(r"\s*(?P<name>[\w-]+)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?:,|$)")
-_WORDS = {"true": True, "false": False}
+_READERS: Mapping[object, tuple[Callable[[str], object], str]] = {
+    str: (str, "a text"),
+    bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+}
+"""By the type of an option: what reads it, and what that wants."""
 
 
 def parse_passes(text: str) -> tuple[Pass, ...]:
@@ -41,31 +48,34 @@ def parse_passes(text: str) -> tuple[Pass, ...]:
 def make_pass(name: str, options: str = "") -> Pass:
     """The pass of that name with `options`, written as ``key=value`` and separated by spaces; raises InputError."""
     kind: Any = pass_class(name)
-    # As it stands in the pipeline, which may set options of its own.
-    made: Any = next((one for one in PIPELINE if one.name == name), None) or kind()
-    known = [one.name for one in dataclasses.fields(made)]
+    fields = {one.name: one for one in dataclasses.fields(kind)}
     names = vars(sys.modules[kind.__module__]) | {"ClassVar": ClassVar, "Objective": Objective}
     types, given = get_type_hints(kind, names), {}
     for option in options.split():
         key, equals, value = option.partition("=")
-        require_known(key, known, f"option of {name}")
+        require_known(key, fields, f"option of {name}")
         if not equals:
             raise InputError(f"Option '{key}' of {name} has no value", fix=f"write {name}{{{key}=VALUE}}")
-        if choices := get_args(types[key]):
-            require_known(value, choices, f"{key} of {name}")
         given[key] = _value(value, types[key], f"{name}{{{option}}}")
-    chosen: Pass = dataclasses.replace(made, **given)
+    # As it stands in the pipeline, which may set options of its own.
+    placed: Any = next((one for one in PIPELINE if one.name == name), None)
+    if placed is None:
+        for key, one in fields.items():
+            if key not in given and one.default is one.default_factory is dataclasses.MISSING:
+                raise InputError(f"Option '{key}' of {name} is not given", fix=f"write {name}{{{key}=VALUE}}")
+    chosen: Pass = dataclasses.replace(placed, **given) if placed is not None else kind(**given)
     return chosen
 
 
 def _value(text: str, kind: object, where: str) -> object:
     """An option's value as its field's type has it; raises InputError."""
-    if kind is bool and text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if kind not in (bool, int, float):
+    if get_origin(kind) is Literal:
+        require_known(text, get_args(kind), "value", where)
         return text
+    if kind not in _READERS:
+        raise InputError(f"This option cannot be given as text, for it is of type {kind}", where=where)
+    read, wanted = _READERS[kind]
     try:
-        return int(text) if kind is int else float(text) if kind is float else _WORDS[text]
+        return read(text)
     except (ValueError, KeyError) as error:
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise InputError(f"'{text}' is not {wanted}", where=where, fix=f"write {wanted}") from error

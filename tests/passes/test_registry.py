@@ -105,6 +105,36 @@ def test_an_entry_point_that_makes_no_pass_is_one_clear_error(site: Path, code: 
     assert why in str(caught.value)
 
 
+OPTIONS = """
+import dataclasses
+
+@dataclasses.dataclass
+class Mine:
+    name = "mine"
+    wanted: bool
+    limit: float = 1.0
+    shape: tuple = ()
+    def run(self, *_): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "Option 'wanted' of mine is not given"),
+        ("wanted=maybe", "'maybe' is not true or false"),
+        ("wanted=true limit=much", "'much' is not a number"),
+        ("wanted=true shape=3", "cannot be given as text"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_clear_error(site: Path, options: str, message: str) -> None:
+    (site / "optional.py").write_text(OPTIONS)
+    install(site, "mine", "optional:Mine")
+    assert vars(make_pass("mine", "wanted=false limit=2")) == {"wanted": False, "limit": 2.0, "shape": ()}
+    with pytest.raises(InputError, match=message):
+        make_pass("mine", options)
+
+
 def test_a_name_that_is_taken_is_an_error(site: Path) -> None:
     install(site, next(iter(PASSES)), "other:Pass")
     with pytest.raises(InputError, match="There are two passes 'promote'"):
