@@ -1,4 +1,4 @@
-"""Blocks of dense convolutions whose narrower vectors hold channels of two columns."""
+"""Blocks of dense convolutions whose narrower vectors share registers, or are widened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import sepc
 from sepc.cost_model import search
-from sepc.cost_model.tiling import DenseTiling
+from sepc.cost_model.tiling import DenseTiling, Narrow
 from sepc.ir.arithmetic import ceil_div, split_lanes
 from sepc.ir.convolution import Convolution
 from sepc.ir.stage import Stage
@@ -22,8 +22,8 @@ LANES = Target.parse("native").vector_lanes
 
 
 @contextmanager
-def in_pairs(columns: int, most_vectors: int = 4) -> Iterator[None]:
-    """Every convolution is computed in blocks of so many columns, narrower vectors in pairs."""
+def blocks_of(columns: int, narrow: Narrow, most_vectors: int = 4) -> Iterator[None]:
+    """Every convolution is computed in blocks of so many columns, narrower vectors held as said."""
 
     def choose(
         stage: Stage, machine: search.Machine, threads: int, *, mixing: search.Mixing = "pixels", **costs: int
@@ -32,7 +32,7 @@ def in_pairs(columns: int, most_vectors: int = 4) -> Iterator[None]:
             return search.choose(stage, machine, threads, mixing=mixing, **costs)
         panel = split_lanes(stage.group_out, machine.vector_lanes)[:most_vectors]
         panels = ceil_div(stage.group_out, sum(panel))
-        tiling = DenseTiling(columns, panel, 1, 2, panels, paired=True)
+        tiling = DenseTiling(columns, panel, 1, 2, panels, narrow)
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -52,12 +52,13 @@ LAYERS = {
 }
 
 
+@pytest.mark.parametrize("narrow", ["in pairs", "widened"])
 @pytest.mark.parametrize("columns", [4, 5])
 @pytest.mark.parametrize("name", LAYERS)
-def test_columns_that_share_registers_keep_their_results_apart(name: str, columns: int) -> None:
+def test_however_registers_hold_narrow_vectors_results_are_right(name: str, columns: int, narrow: Narrow) -> None:
     layer, x = LAYERS[name].eval(), torch.randn(2, LAYERS[name].in_channels, 11, 13)
     most_vectors = 1 if name == "a tail of panels" else 4
-    with in_pairs(columns, most_vectors), torch.no_grad():
+    with blocks_of(columns, narrow, most_vectors), torch.no_grad():
         compiled = sepc.compile(nn.Sequential(layer, nn.ReLU6()), num_threads=2)
         result, reference = compiled(x), torch.relu(layer(x)).clamp(max=6)
     assert (result - reference).abs().max() <= 1e-5 * reference.abs().max()
@@ -66,7 +67,7 @@ def test_columns_that_share_registers_keep_their_results_apart(name: str, column
 def test_infinite_inputs_stay_with_their_column() -> None:
     layer, x = nn.Conv2d(4, LANES + LANES // 2, 1).eval(), torch.randn(1, 4, 1, 6)
     x[..., 2] = torch.inf
-    with in_pairs(4), torch.no_grad():
+    with blocks_of(4, "in pairs"), torch.no_grad():
         result, reference = sepc.compile(layer)(x), layer(x)
     torch.testing.assert_close(result, reference, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -85,9 +86,18 @@ def test_halves_are_put_together_by_masks_and_not_by_permutations() -> None:
     assert full > 10 * half
 
 
-@pytest.mark.parametrize(("target", "paired"), [("x86:znver5", True), ("x86:sapphirerapids", False), ("arm64", False)])
-def test_registers_are_shared_where_masks_cost_no_multiply_adds(target: str, paired: bool) -> None:
-    stage, machine = Convolution(1, 1, 3136, 1, 3136, 96, 24), Target.parse(target).machine
+@pytest.mark.parametrize(
+    ("target", "channels", "narrow"),
+    [
+        ("x86:znver5", 24, "in pairs"),
+        ("x86:sapphirerapids", 24, "alone"),
+        ("arm64:neoverse-n1", 24, "alone"),
+        ("arm64:neoverse-n1", 10, "widened"),
+        ("arm64:cortex-a72", 10, "alone"),
+    ],
+)
+def test_how_registers_hold_narrow_vectors_follows_from_the_machine(target: str, channels: int, narrow: Narrow) -> None:
+    stage, machine = Convolution(1, 1, 3136, 1, 3136, 96, channels), Target.parse(target).machine
     choice = search.choose(stage, machine, 1)
     assert isinstance(choice.tiling, DenseTiling)
-    assert choice.tiling.paired is paired
+    assert choice.tiling.narrow == narrow

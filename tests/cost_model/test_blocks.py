@@ -59,7 +59,7 @@ def test_narrow_vectors_cost_as_much_as_full_ones_on_full_width_units_only() -> 
 
 def test_narrow_vectors_of_two_columns_cost_as_much_as_one() -> None:
     conv = _pointwise(3136, 96, 24)
-    apart, paired = (DenseTiling(8, (16, 8), 1, 1000, 1000, pairs) for pairs in (False, True))
+    apart, paired = (DenseTiling(8, (16, 8), 1, 1000, 1000, narrow) for narrow in ("alone", "in pairs"))
     ratio = compute_cycles(conv, paired, ZEN5) / compute_cycles(conv, apart, ZEN5)
     assert 0.74 < ratio < 0.8  # three multiply-adds instead of four
     assert (apart.block.accumulators, paired.block.accumulators) == (16, 12)

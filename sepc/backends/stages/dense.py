@@ -274,7 +274,7 @@ class _Block:
         """Compute the block whose first column is `start` and hand each finished vector to the sink."""
         stage, conv = self.stage, self.stage.convolution
         channel = self.group * conv.group_out + self.panel * sum(self.panels.widths)
-        registers = Registers(RegisterBlock(segment.columns, self.widths, stage.tiling.paired), conv, stage.one)
+        registers = Registers(RegisterBlock(segment.columns, self.widths, stage.tiling.narrow), conv, stage.one)
         vectors = list(zip(registers.offsets, self.widths, strict=True))
         bias = stage.bias
         registers.start(None if bias is None else [T.Bind(bias[ramp(channel + offset, n)]) for offset, n in vectors])

@@ -21,8 +21,8 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Panels, Sink, Visit, WeightShare, for_each_block, for_each_panel
 from sepc.backends.stages.kernel import Frame, loop
-from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, Operand, broadcast, ramp
-from sepc.cost_model.tiling import DenseTiling, ProductTiling
+from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, Operand, ramp, repeated
+from sepc.cost_model.tiling import DenseTiling, Narrow, ProductTiling, RegisterBlock
 from sepc.errors import VerificationError
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import ColumnSegment, Convolution
@@ -106,15 +106,15 @@ class Products:
         )
         with loop(channels) as channel:
             base, weights = product_base + channel * sum(block.widths), []
-            for lanes in block.widths:
-                weights.append(T.Bind(self.weight[ramp(base, lanes)]))
+            for lanes, register in zip(block.widths, registers[0], strict=True):
+                weights.append(T.Bind(repeated(self.weight[ramp(base, lanes)], register.copies)))
                 base = base + lanes
             step = channel if self.tiling.by_product else number * channels + channel
             share.prefetch(self.weight, step, block.start)
             for index, column in enumerate(registers):
                 value = left.load((0, 0, block.start + index, channel))
                 for register, weight in zip(column, weights, strict=True):
-                    register.set(register.value + broadcast(value, register.lanes) * weight)
+                    register.multiply_add(value, weight)
 
 
 @dataclass(frozen=True)
@@ -144,24 +144,26 @@ class Task:
         segments = self.products.product.column_segments(tiling.columns)
 
         def call(start: Index, segment: ColumnSegment) -> None:
-            body(Block(start, segment.columns, panel, widths, self.visit))
+            body(Block(start, segment.columns, panel, widths, self.visit, tiling.narrow))
 
         for_each_block(segments, tiling.blocks, *self.column_tile, call)
 
 
 @dataclass(frozen=True)
 class Block:
-    """`columns` pixels from `start` on, times one panel, whose vectors have `widths`."""
+    """`columns` pixels from `start` on, times one panel, whose vectors have `widths`; the rest as in a tiling."""
 
     start: Index
     columns: int
     panel: Index
     widths: tuple[int, ...]
     visit: Visit
+    narrow: Narrow
 
     def registers(self) -> Registers:
         """A register for each of its vectors."""
-        return [[Accumulator(lanes) for lanes in self.widths] for _ in range(self.columns)]
+        copies = RegisterBlock(self.columns, self.widths, self.narrow).copies
+        return [[Accumulator(lanes, copies=copies(lanes)) for lanes in self.widths] for _ in range(self.columns)]
 
 
 TilingT = TypeVar("TilingT", bound=ProductTiling)
