@@ -6,6 +6,7 @@ few best blocks, how much one task does, by the bytes it moves and by how evenly
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -33,7 +34,11 @@ from sepc.ir.winograd import POINTS
 
 __all__ = ["Choice", "Cost", "candidates", "choose", "predict"]
 
-MOST_PANEL_VECTORS: Final = 4
+PANEL_VECTORS: Final = {True: (1, 2, 3, 4), False: (1, 2, 3, 4, 8)}
+"""Where multiply-adds take operands from memory, and where they do not. Of a single row, 8 vectors hide the latency of
+multiply-adds (1280→1000, Neoverse N1 by LLVM's model: 91 % of their bound; 7 vectors 87 %, 4 vectors 50 %). With
+operands from memory, vectors being wide, more than 4 were not tried.
+"""
 MOST_LANEWISE_VECTORS: Final = 4
 REGISTER_BLOCKS_KEPT: Final = 3
 """Register blocks that reach the second stage."""
@@ -205,18 +210,21 @@ def _narrow(conv: Convolution, machine: Machine) -> Narrow:
 
 def _dense_blocks(conv: Convolution, machine: Machine, narrow: Narrow) -> Iterator[DenseTiling]:
     lanes = machine.lanes(conv.element)
-    panels = [(lanes,) * count for count in range(1, MOST_PANEL_VECTORS + 1) if lanes * count <= conv.group_out]
-    if conv.group_out < lanes * MOST_PANEL_VECTORS:
+    counts = PANEL_VECTORS[machine.has_memory_operands]
+    panels = [(lanes,) * count for count in counts if lanes * count <= conv.group_out]
+    if conv.group_out < lanes * max(counts):
         exact = split_lanes(conv.group_out, lanes)
         if exact not in panels:
             panels.append(exact)
-    for panel in panels:
+    # Where multiply-adds take an element of a register anyway, that may come with its neighbours.
+    steps = (1, lanes) if conv.group_in >= lanes and not machine.has_memory_operands else (1,)
+    for panel, step in itertools.product(panels, steps):
         panel_count = ceil_div(conv.group_out, sum(panel))
         for columns in range(1, max(1, conv.out_width) + 1):
-            if RegisterBlock(columns, panel, narrow).registers > machine.vector_registers:
+            if RegisterBlock(columns, panel, narrow, step).registers > machine.vector_registers:
                 break
             repeat = max(segment.repeat for segment in conv.column_segments(columns))
-            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, narrow)
+            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, narrow, step)
 
 
 def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:

@@ -19,12 +19,13 @@ class RegisterBlock:
     """Results of a dense convolution that are held in registers: so many columns times the vectors of a panel.
 
     Attributes:
-        columns: output columns. panel: vector widths. narrow: see `Narrow`.
+        columns: output columns. panel: vector widths. narrow: see `Narrow`. step_channels: see `DenseTiling`.
     """
 
     columns: int
     panel: tuple[int, ...]
     narrow: Narrow = "alone"
+    step_channels: int = 1
 
     def column_groups(self, width: int) -> list[range]:
         """The columns that share a register each, for a vector of that width.
@@ -57,8 +58,10 @@ class RegisterBlock:
 
     @property
     def registers(self) -> int:
-        """All registers that the innermost loop needs: accumulators, a weight per vector of the panel, an input."""
-        return self.accumulators + len(self.panel) + 1
+        """All registers that the innermost loop needs: accumulators, a weight per vector of the panel, an input; or one
+        for each column, where an input is kept for several steps.
+        """
+        return self.accumulators + len(self.panel) + (1 if self.step_channels == 1 else self.columns)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class DenseTiling:
         blocks: column blocks of the row's interior per task.
         panels: panels per task.
         narrow: how registers hold the panel's narrower vectors.
+        step_channels: input channels of a column that one load brings, a vector of them where it is more than one;
+            multiply-adds are then by an element of that.
     """
 
     columns: int
@@ -81,16 +86,19 @@ class DenseTiling:
     blocks: int
     panels: int
     narrow: Narrow = "alone"
+    step_channels: int = 1
 
     @property
     def block(self) -> RegisterBlock:
         """What is held in registers."""
-        return RegisterBlock(self.columns, self.panel, self.narrow)
+        return RegisterBlock(self.columns, self.panel, self.narrow, self.step_channels)
 
     def __str__(self) -> str:
         panel = "+".join(map(str, self.panel))
         if self.narrow != "alone" and len(set(self.panel)) > 1:
             panel += f" {self.narrow}"
+        if self.step_channels > 1:
+            panel += f", {self.step_channels} inputs a load"
         task = f"{self.rows} rows × {self.blocks} blocks × {self.panels} panels"
         return f"registers {self.columns}×({panel}), task {task}"
 

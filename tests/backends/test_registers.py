@@ -1,4 +1,4 @@
-"""Blocks of dense convolutions whose narrower vectors share registers, or are widened."""
+"""Blocks of dense convolutions: narrow vectors that share registers or are widened, inputs loaded several at a time."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LANES = Target.parse("native").vector_lanes
 
 
 @contextmanager
-def blocks_of(columns: int, narrow: Narrow, most_vectors: int = 4) -> Iterator[None]:
-    """Every convolution is computed in blocks of so many columns, narrower vectors held as said."""
+def blocks_of(columns: int, narrow: Narrow, most_vectors: int = 4, step_channels: int = 1) -> Iterator[None]:
+    """Every convolution is computed in blocks of so many columns, narrower vectors held and inputs loaded as said."""
 
     def choose(
         stage: Stage, machine: search.Machine, threads: int, *, mixing: search.Mixing = "pixels", **costs: int
@@ -32,7 +32,7 @@ def blocks_of(columns: int, narrow: Narrow, most_vectors: int = 4) -> Iterator[N
             return search.choose(stage, machine, threads, mixing=mixing, **costs)
         panel = split_lanes(stage.group_out, machine.vector_lanes)[:most_vectors]
         panels = ceil_div(stage.group_out, sum(panel))
-        tiling = DenseTiling(columns, panel, 1, 2, panels, narrow)
+        tiling = DenseTiling(columns, panel, 1, 2, panels, narrow, step_channels)
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -61,6 +61,27 @@ def test_however_registers_hold_narrow_vectors_results_are_right(name: str, colu
     with blocks_of(columns, narrow, most_vectors), torch.no_grad():
         compiled = sepc.compile(nn.Sequential(layer, nn.ReLU6()), num_threads=2)
         result, reference = compiled(x), torch.relu(layer(x)).clamp(max=6)
+    assert (result - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_however_many_inputs_a_load_brings_results_are_right(name: str, channels_last: bool) -> None:
+    layer, x = LAYERS[name].eval(), torch.randn(2, LAYERS[name].in_channels, 11, 13)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    with blocks_of(5, "alone", step_channels=4), torch.no_grad():
+        compiled = sepc.compile(nn.Sequential(layer, nn.ReLU6()), num_threads=2)
+        result, reference = compiled(x), torch.relu(layer(x)).clamp(max=6)
+    assert (result - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_rows_of_channels_are_loaded_several_inputs_at_a_time(rows: int) -> None:
+    layer, x = nn.Linear(4 * LANES + 3, 2 * LANES).eval(), torch.randn(rows, 4 * LANES + 3)
+    with blocks_of(1, "alone", step_channels=LANES), torch.no_grad():
+        compiled = sepc.compile(layer, num_threads=1, example_inputs=(x,))
+        result, reference = compiled(x), layer(x)
+    assert f"{LANES} inputs a load" in compiled.regions[0].tiling
     assert (result - reference).abs().max() <= 1e-5 * reference.abs().max()
 
 

@@ -102,6 +102,13 @@ class Operand:
             return broadcast(self.buffer[index], lanes)
         return self.buffer[ramp(index, lanes, stride)]
 
+    def load_each(self, position: Sequence[Index], count: int) -> list[Expr]:
+        """`count` neighbours along the last dimension as scalars; if there are several, out of one register."""
+        if count == 1:
+            return [self.load(position)]
+        vector = T.Bind(self.load(position, count))
+        return [_shuffle([vector], [lane]) for lane in range(count)]
+
     def load_float32(self, position: Sequence[Index], lanes: int = 1) -> Expr:
         """The same along the last dimension, converted to float32."""
         return cast(self.load(position, lanes), "float32")
