@@ -14,7 +14,7 @@ from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, RegisterBlock, unrolled_taps
 from sepc.ir.arithmetic import ceil_div, split_lanes
 from sepc.ir.convolution import ColumnSegment, Convolution
-from sepc.ir.element import FLOAT16, Element
+from sepc.ir.element import Element
 from sepc.ir.stage import Stage
 
 # Empirical constants, from about 580 kernels timed on one shared Zen 5 host (37 layers of MobileNet V1 and V2,
@@ -94,9 +94,6 @@ SPARE_LANEWISE_REGISTERS_FOR_LOADS: Final = 5
 LLVM's code for Arm, blocks of one vector: 7×7 19 columns nothing on the stack, 20 columns 40 accesses; 3×3 24 columns
 nothing, with stride 2 14 columns nothing, 19 columns 41.
 """
-MOST_KEPT_INPUTS: Final = {FLOAT16: 6}
-"""Columns whose inputs can be kept for several steps. Multiply-adds of float16 take an element of one of the first 16
-registers only: 3×3, 14×1 vectors 56 accesses to the stack, 1×1, 8×2 vectors 3, 6×3 and 5×4 none."""
 UNROLLED_BLOCKS: Final = 2
 """Loops over at most so many column blocks, of more in the row, make tight blocks spill (see `TIGHT_REGISTERS`)."""
 TIGHT_REGISTERS: Final = 3
@@ -179,8 +176,6 @@ def _spill_factor(conv: Convolution, block: RegisterBlock, machine: Machine) -> 
     spare = 0 if machine.has_memory_operands else TIGHT_REGISTERS
     if registers + spare > machine.vector_registers:
         return SPILL_FACTOR
-    if block.step_channels > 1 and not _keeps_inputs(conv, block, machine):
-        return SPILL_FACTOR
     overlap = conv.kernel[1] - conv.stride[1]  # taps that an input column shares with the neighbouring output's
     free, factor = SHARED_INPUTS[machine.has_memory_operands]
     if columns == 1 or conv.kernel[1] == 1 or not _unrolls(conv, block, machine):
@@ -190,14 +185,6 @@ def _spill_factor(conv: Convolution, block: RegisterBlock, machine: Machine) -> 
     lacking = max(0, registers + SPARE_REGISTERS - machine.vector_registers)
     shared = max(0, columns * overlap - free)
     return 1 + SPARE_REGISTER_FACTOR * lacking + factor * shared
-
-
-def _keeps_inputs(conv: Convolution, block: RegisterBlock, machine: Machine) -> bool:
-    """Whether registers suffice for what a step loads of each column."""
-    if block.columns == 1:
-        return True
-    # Of a loop that is unrolled, the inputs of all steps are loaded first.
-    return not _unrolls(conv, block, machine) and block.columns <= MOST_KEPT_INPUTS.get(conv.element, block.columns)
 
 
 def _unshared_factor(columns: int, panel_vectors: int) -> float:

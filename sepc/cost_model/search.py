@@ -6,7 +6,6 @@ few best blocks, how much one task does, by the bytes it moves and by how evenly
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -216,15 +215,18 @@ def _dense_blocks(conv: Convolution, machine: Machine, narrow: Narrow) -> Iterat
         exact = split_lanes(conv.group_out, lanes)
         if exact not in panels:
             panels.append(exact)
-    # Where multiply-adds take an element of a register anyway, that may come with its neighbours.
-    steps = (1, lanes) if conv.group_in >= lanes and not machine.has_memory_operands else (1,)
-    for panel, step in itertools.product(panels, steps):
+    for panel in panels:
         panel_count = ceil_div(conv.group_out, sum(panel))
         for columns in range(1, max(1, conv.out_width) + 1):
-            if RegisterBlock(columns, panel, narrow, step).registers > machine.vector_registers:
+            if RegisterBlock(columns, panel, narrow).registers > machine.vector_registers:
                 break
             repeat = max(segment.repeat for segment in conv.column_segments(columns))
-            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, narrow, step)
+            block = DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, narrow)
+            yield block
+            # Where multiply-adds take an element of a register anyway, that may come with its neighbours. Of several
+            # columns registers run out: LLVM unrolls short loops, and loads the inputs of all steps first.
+            if columns == 1 and conv.group_in >= lanes and not machine.has_memory_operands:
+                yield replace(block, step_channels=lanes)
 
 
 def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:
