@@ -1,4 +1,4 @@
-"""The example of segmentation: its separable pyramid has no dense atrous layer, and both networks agree with PyTorch."""
+"""The example of segmentation: its separable pyramid has no dense atrous layer, and both networks are PyTorch's."""
 
 from __future__ import annotations
 
