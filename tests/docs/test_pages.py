@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import doctest
+import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import pytest
 
 from tests.docs.pages import PAGES, README, ROOT, Program, blocks, commands, program
 
+Run = Callable[..., dict[str, Any]]
 PYPROJECT: Final[dict[str, Any]] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Of programs that are not ours, options are not looked up.
 FOREIGN: Final = ("apt", "cmake", "cc", "aarch64-linux-gnu-gcc", "qemu-aarch64-static", "build/model_main", "cat", "cd")
@@ -57,6 +63,7 @@ def test_blocks_are_of_a_known_kind_and_python_is_python(page: Path) -> None:
             ast.parse(block.text)
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # Of a module that a test has imported before.
 @pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
 def test_commands_exist_and_have_the_options_that_are_shown(page: Path) -> None:
     wrong = [f"{page.name}:{line}: {' '.join(words)}: {why}" for line, words in commands(page) if (why := fault(words))]
@@ -95,28 +102,34 @@ def fault(words: list[str]) -> str:
         extras = re.findall(r"\[([\w,]+)\]", " ".join(arguments))
         known = list(PYPROJECT["project"]["optional-dependencies"])
         return next((f"no extra {one}" for text in extras for one in text.split(",") if one not in known), "")
-    prefix = command_of(words)
-    if isinstance(prefix, str):
-        return prefix
-    options = [one.partition("=")[0] for one in words[len(prefix) - 1 :] if re.match(r"--?[a-zA-Z]", one)]
-    text = help_of(*prefix)
+    found = program_of(words)
+    if found is None:
+        return "no such program"
+    run, name, count = found
+    if run is runpy.run_path and not Path(name).is_file():
+        return "no such file"
+    options = [one.partition("=")[0] for one in words[count:] if re.match(r"--?[a-zA-Z]", one)]
+    text = help_of(run, name)
     return next((f"no option {one}" for one in options if not re.search(rf"(?<![\w-]){one}(?![\w-])", text)), "")
 
 
-def command_of(words: list[str]) -> tuple[str, ...] | str:
-    """What starts the program that a command names, without its arguments, or why there is none."""
+def program_of(words: list[str]) -> tuple[Run, str, int] | None:
+    """How a command's program is run, its name, and of how many words the command that name is; None for no program."""
     scripts = PYPROJECT["project"]["scripts"]
-    if words[0] in scripts:
-        return (sys.executable, "-m", scripts[words[0]].partition(":")[0])
-    if words[:2] == ["python", "-m"]:
-        return (sys.executable, "-m", words[2])
-    if words[0] == "python" and words[1].endswith(".py"):
-        return (sys.executable, words[1]) if (ROOT / words[1]).is_file() else "no such file"
-    return "no such program"
+    match words:
+        case [script, *_] if script in scripts:
+            return runpy.run_module, scripts[script].partition(":")[0], 1
+        case ["python", "-m", module, *_]:
+            return runpy.run_module, module, 3
+        case ["python", path, *_] if path.endswith(".py"):
+            return runpy.run_path, str(ROOT / path), 2
+    return None
 
 
 @cache
-def help_of(*command: str) -> str:
-    done = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def help_of(run: Run, name: str) -> str:
+    """What a program prints for ``--help``. It runs in this process, where PyTorch is imported already."""
+    arguments = mock.patch.object(sys, "argv", [name, "--help"])
+    with contextlib.redirect_stdout(io.StringIO()) as output, arguments, contextlib.suppress(SystemExit):
+        run(name, run_name="__main__")
+    return output.getvalue()
