@@ -10,7 +10,7 @@ IN_VENV := $(VENV)/bin/
 # One stamp for every set of extras: it is older than pyproject.toml when the requirements have changed.
 INSTALLED = $(VENV)/.installed-
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench images clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo 'make test   lint, and run all tests'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make bench  compare with other runtimes; BENCH_ARGS="MODEL... [options]"'
+	@echo 'make images make the pictures of the documentation anew; needs Graphviz and Chromium'
 	@echo 'make clean  remove what these made, except the environment $(VENV)'
 	@echo 'Variables: VENV=$(VENV) PYTHON=$(PYTHON)'
 
@@ -35,6 +36,9 @@ lint: $(INSTALLED)test
 
 bench: $(INSTALLED)bench
 	$(IN_VENV)python -m benchmarks.compare $(BENCH_ARGS)
+
+images: $(INSTALLED)test
+	$(IN_VENV)python -m docs.images.remake
 
 # Everything is resolved in one go, so that torch and torchvision fit each other.
 $(INSTALLED)%: pyproject.toml | $(IN_VENV)pip

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
     from sepc.report.explanation import Explanation, RegionExplanation
+    from sepc.report.visualize import visualize
     from sepc.runtime.exported import ExportedModel
     from sepc.runtime.model import LoadedModel
     from sepc.runtime.report import Profile, RegionProfile, RegionReport
@@ -63,6 +64,7 @@ __all__ = [
     "load",
     "remote",
     "separate",
+    "visualize",
 ]
 
 # Imported at first use, so that `import sepc` stays fast.
@@ -85,6 +87,7 @@ _LAZY = {
     "Separation": "sepc.separable.result",
     "Target": "sepc.target",
     "load": "sepc._load",
+    "visualize": "sepc.report.visualize",
 }
 
 
