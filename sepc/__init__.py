@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
     from sepc.report.explanation import Explanation, RegionExplanation
+    from sepc.report.tradeoff import plot_separations
     from sepc.report.visualize import visualize
     from sepc.runtime.exported import ExportedModel
     from sepc.runtime.model import LoadedModel
@@ -62,6 +63,7 @@ __all__ = [
     "compile",
     "explain",
     "load",
+    "plot_separations",
     "remote",
     "separate",
     "visualize",
@@ -87,6 +89,7 @@ _LAZY = {
     "Separation": "sepc.separable.result",
     "Target": "sepc.target",
     "load": "sepc._load",
+    "plot_separations": "sepc.report.tradeoff",
     "visualize": "sepc.report.visualize",
 }
 

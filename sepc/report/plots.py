@@ -40,18 +40,18 @@ class MatplotlibMissingError(SepcError):
 def plot(explanation: Explanation, path: Path, kind: PlotKind) -> Path:
     """Write a picture of that kind; see `Explanation.plot`."""
     require_known(kind, KINDS, "picture", where="kind")
-    return save(lambda axes: KINDS[kind](axes, explanation), path)
+    return save(lambda figure: KINDS[kind](figure.subplots(), explanation), path)
 
 
-def save(draw: Callable[[Axes], None], path: Path, size_inches: tuple[float, float] = SIZE_INCHES) -> Path:
-    """Write what `draw` draws on axes; the suffix of `path` is the format."""
+def save(draw: Callable[[Figure], None], path: Path, size_inches: tuple[float, float] = SIZE_INCHES) -> Path:
+    """Write what `draw` draws in a figure; the suffix of `path` is the format."""
     picture_format = path.suffix.removeprefix(".")
     if picture_format not in FORMATS:
         raise InputError(
             f"There is no format '{picture_format}'", where=str(path), fix=f"use one of {', '.join(FORMATS)}"
         )
     with _figure(size_inches) as figure:
-        draw(figure.subplots())
+        draw(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata=_metadata(picture_format), facecolor="white")
     return path
