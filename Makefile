@@ -10,7 +10,7 @@ IN_VENV := $(VENV)/bin/
 # One stamp for every set of extras: it is older than pyproject.toml when the requirements have changed.
 INSTALLED = $(VENV)/.installed-
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench docs images clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make lint   ruff and mypy'
 	@echo 'make bench  compare with other runtimes; BENCH_ARGS="MODEL... [options]"'
 	@echo 'make docs   build the documentation, into docs/build'
+	@echo 'make images make the pictures of the documentation anew; needs Graphviz and Chromium'
 	@echo 'make clean  remove what these made, except the environment $(VENV)'
 	@echo 'Variables: VENV=$(VENV) PYTHON=$(PYTHON)'
 
@@ -41,6 +42,9 @@ bench: $(INSTALLED)bench
 docs: $(INSTALLED)docs
 	$(IN_VENV)python -m sphinx --fail-on-warning --keep-going --quiet docs docs/build
 	@echo 'Written: docs/build/index.html'
+
+images: $(INSTALLED)test
+	$(IN_VENV)python -m docs.images.remake
 
 # Everything is resolved in one go, so that torch and torchvision fit each other.
 $(INSTALLED)%: pyproject.toml | $(IN_VENV)pip

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sepc._remote import Remote
     from sepc.bundle.bundle import Bundle
     from sepc.passes.manager import PassRecord
+    from sepc.passes.observers import Observer
     from sepc.report.explanation import Explanation
     from sepc.separable.plan import Plan
 
@@ -146,11 +147,13 @@ class Lowered:
     Attributes:
         graph_module: the optimised graph. passes: what each pass did.
         functions: PrimFuncs of the kernels, by symbol.
+        scratch: of each region that has scratch in the arena its offset and size in bytes, by the region's name.
     """
 
     graph_module: fx.GraphModule
     passes: Sequence[PassRecord]
     functions: Mapping[str, Any]
+    scratch: Mapping[str, tuple[int, int]]
 
     def source(self, symbol: str, form: str, target: Target) -> str:
         """The code of a kernel as "tirx", "llvm" or "asm"."""
@@ -172,10 +175,12 @@ class Compiled(Specialization):
     Attributes:
         compile_times_s: how long each stage took, in seconds; "imports" loads TVM and the passes.
         lower: computes `lowered`.
+        run_passes: runs the passes once more, for observers to look on.
     """
 
     compile_times_s: Mapping[str, float]
     lower: Callable[[], Lowered]
+    run_passes: Callable[[Sequence[Observer]], object]
 
     @cached_property
     def lowered(self) -> Lowered:
@@ -230,7 +235,8 @@ def specialize(
     clock.lap("cache")
     if found is not None:
         regions = found.description.regions
-        return Compiled(found.description, found.executable, clock.laps, lambda: _lower_again(job, regions))
+        lower = partial(_lower_again, job, regions)
+        return Compiled(found.description, found.executable, clock.laps, lower, partial(_run_passes, job))
     compiled = _compile(job, clock)
     cache.put(key, target, compiled)
     clock.lap("cache")
@@ -260,8 +266,8 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
         optimize=job.optimize,
         regions=tuple(_report(node, graph, executable) for node, graph in region.regions(graph_module)),
     )
-    lowered = Lowered(graph_module, records, assembled.functions)
-    return Compiled(description, executable, clock.laps, lambda: lowered)
+    lowered = Lowered(graph_module, records, assembled.functions, assembled.scratch)
+    return Compiled(description, executable, clock.laps, lambda: lowered, partial(_run_passes, job))
 
 
 def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
@@ -274,10 +280,17 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     for node, _ in region.regions(graph_module):
         if node.name in on_host:  # As was found out by running it, when it was compiled.
             node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reasons[node.name])
-    return Lowered(graph_module, records, assembled.functions)
+    return Lowered(graph_module, records, assembled.functions, assembled.scratch)
 
 
-def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], list[PassRecord]]:
+@_no_autocast()
+def _run_passes(job: _Job, observers: Sequence[Observer]) -> None:
+    _optimized(job, _Clock(), observers)
+
+
+def _optimized(
+    job: _Job, clock: _Clock, observers: Sequence[Observer] = ()
+) -> tuple[Captured, tuple[int, ...], list[PassRecord]]:
     """The captured graph after all passes, which argument's tensor each input is, and what the passes did."""
     # Imported late: where the cache has the kernels, none of this is needed.
     from sepc.passes.manager import PassContext, PassManager
@@ -289,7 +302,7 @@ def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], lis
     clock.lap("capture")
     target = job.target
     context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
-    manager = PassManager(pipeline(job.optimize), verify_each=job.verify_each)
+    manager = PassManager(pipeline(job.optimize), job.verify_each, observers)
     records = manager.run(captured.graph_module, context)
     clock.lap("passes")
     return captured, order, records
@@ -362,10 +375,6 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> 
     info, choice = region.info(node), node.meta.get("sepc_tiling")
     names = tuple(str(inner.target).removeprefix("aten.") for inner in region.computations(graph))
     cost = choice.cost if choice is not None and info.kernel == "sepc" else None
-    values = [node, *node.all_input_nodes]
-    values += [inner for inner in graph.graph.nodes if inner.op == "get_attr"]
-    tensors = [leaf for value in values for leaf in pytree.tree_leaves(value.meta["val"])]
-    moved = sum(one.numel() * one.dtype.itemsize for one in tensors if isinstance(one, torch.Tensor))
     return RegionReport(
         name=node.name,
         kind=info.kind,
@@ -375,7 +384,7 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> 
         tiling=str(choice.tiling) if choice is not None and cost is not None else "",
         predicted_us=cost.time_us if cost is not None else 0.0,
         bottleneck=cost.bottleneck if cost is not None else "",
-        bytes_moved=moved,
+        bytes_moved=region.bytes_moved(node, graph),
         flops=cost.flops if cost is not None else 0,
         symbols=executable.program.symbols[node.name],
     )
