@@ -137,7 +137,7 @@ def explain(
     return compiled.explain(*inputs)
 
 
-logger = logging.getLogger("sepc")
+logger = logging.getLogger(__name__)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from sepc.errors import InputError, ModelError, SepcError
 from sepc.ir.origin import Origin, source_line
+from sepc.progress import waiting
 from sepc.runtime.signature import Constant, Results
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _decompositions(program: ExportedProgram) -> dict[OpOverload, Callable[..., 
 def _guarded(export: Callable[[], ExportedProgram]) -> ExportedProgram:
     try:
         # Without gradients: with them, a `torch.no_grad()` inside the model would become a nested graph.
-        with _quiet(), torch.no_grad():
+        with waiting("torch.export"), _quiet(), torch.no_grad():
             return export()
     except SepcError:
         raise

@@ -21,6 +21,7 @@ from sepc.ir.element import FLOAT32, Element
 from sepc.ir.origin import derive, origin_of
 from sepc.ir.types import propagate_types
 from sepc.ir.verify import verify, verify_numerics
+from sepc.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -157,7 +158,7 @@ class PassManager:
         outputs = _execute(graph_module, inputs) if self.verify_each else ()
         tolerance = tolerance_of(graph_module)
         records: list[PassRecord] = []
-        for index, one in enumerate(self.passes, start=1):
+        for index, one in enumerate(progress(self.passes, "passes"), start=1):
             for observer in self.observers:
                 observer.before(one, graph_module)
             size, first_note, started = len(graph_module.graph.nodes), len(context.notes), time.perf_counter()
