@@ -6,8 +6,8 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from sepc.cli import MODEL_FORMS
 from sepc.errors import InputError, ModelError, did_you_mean
+from sepc.runtime.signature import Signature, dense, flatten
 
 IMAGE = (1, 3, 224, 224)
 _INPUT = re.compile(r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
@@ -24,10 +25,17 @@ _INPUT = re.compile(r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 @dataclass(frozen=True)
 class Given:
-    """A model in eval mode, and the inputs to compile it for."""
+    """A model in eval mode, and the inputs to compile it for: arguments by position, and by name."""
 
     model: nn.Module | ExportedProgram
     inputs: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def signature(self) -> Signature:
+        """The call of the model with its inputs."""
+        leaves, spec = flatten(self.inputs, self.kwargs)
+        return Signature.of(spec, [dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
 
 
 def load(text: str, inputs: Sequence[str] = ()) -> Given:
@@ -78,7 +86,8 @@ def _exported(path: Path, given: tuple[torch.Tensor, ...]) -> Given:
         return Given(program, given)
     if program.example_inputs is None:
         raise InputError("The exported program has no example inputs", where=str(path), fix="give them with --input")
-    return Given(program, tuple(program.example_inputs[0]))
+    args, kwargs = program.example_inputs
+    return Given(program, tuple(args), kwargs)
 
 
 def _from_timm(name: str, given: tuple[torch.Tensor, ...]) -> Given:

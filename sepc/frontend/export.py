@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from sepc.errors import InputError, ModelError, SepcError
 from sepc.ir.origin import Origin, source_line
+from sepc.progress import waiting
 from sepc.runtime.signature import Constant, Results
 
 if TYPE_CHECKING:
@@ -96,6 +97,12 @@ class Captured:
                 raise InputError("An argument must be a tensor", where=self.input_names[place], why=why)
         return tensors
 
+    def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The ``(args, kwargs)`` of the call whose inputs of the graph are `tensors`."""
+        leaves = [one.value if isinstance(one, Constant) else tensors[one] for one in self.input_leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.input_spec)
+        return args, kwargs
+
     def unflatten(self, outputs: Sequence[torch.Tensor]) -> Any:
         """The user's result from the graph's flat `outputs`."""
         return self.results.unflatten(outputs)
@@ -153,7 +160,7 @@ def _decompositions(program: ExportedProgram) -> dict[OpOverload, Callable[..., 
 def _guarded(export: Callable[[], ExportedProgram]) -> ExportedProgram:
     try:
         # Without gradients: with them, a `torch.no_grad()` inside the model would become a nested graph.
-        with _quiet(), torch.no_grad():
+        with waiting("torch.export"), _quiet(), torch.no_grad():
             return export()
     except SepcError:
         raise
@@ -180,12 +187,13 @@ def _explain(error: Exception) -> ModelError:
     """The user's source line and a short reason, dug out of what torch.export raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines[:2])[:300] if lines else type(error).__name__
-    if "data-dependent" in reason:
-        reason = f"a shape or a branch of Python code depends on values inside a tensor ({lines[0][:200]})"
+    fix = "rewrite that line so that torch.export can trace it, or compile the part of the model without it"
+    if "data-dependent" in reason:  # What PyTorch says of it names symbols of its own.
+        reason = "a branch of Python code, or a shape, depends on values inside a tensor, which only a run tells"
+        fix = 'choose by torch.where, or use torch.compile(model, backend="sepc"), which leaves that line to Python'
     library = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(library)]
     where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else source_line(str(error))
-    fix = "rewrite that line so that torch.export can trace it, or compile the part of the model without it"
     return ModelError("torch.export cannot trace the model", where=where, why=reason, fix=fix)
 
 
