@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # The reader, such as `head`, has seen enough.
         sys.stderr.close()
+    except OSError as error:
+        print(f"sepc-opt: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
     return 0
 
 
