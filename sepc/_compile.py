@@ -21,8 +21,8 @@ from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
-from sepc.frontend.arguments import match_inputs
-from sepc.frontend.export import Captured, export, finish
+from sepc.frontend.arguments import captured_for
+from sepc.frontend.export import Captured, export
 from sepc.ir import region
 from sepc.ir.element import ElementName
 from sepc.runtime.executable import AnyExecutable
@@ -307,20 +307,15 @@ def _optimized(
     from sepc.report.failure import Case, run_passes
 
     clock.lap("imports")
-    captured, order = _captured(job)
+    captured, order = captured_for(job.exported, job.signature)
     clock.lap("capture")
     target = job.target
     context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
     manager = PassManager(pipeline(job.optimize), job.verify_each, (*_observers(job), *observers))
-    records = run_passes(manager, captured, context, Case(job.exported, lambda: _captured(job)[0]))
+    case = Case(job.exported, lambda: captured_for(job.exported, job.signature)[0])
+    records = run_passes(manager, captured, context, case)
     clock.lap("passes")
     return captured, order, records
-
-
-def _captured(job: _Job) -> tuple[Captured, tuple[int, ...]]:
-    """The graph before all passes, and which argument's tensor each input is."""
-    captured = finish(job.exported)
-    return captured, match_inputs(captured, job.signature)
 
 
 def _observers(job: _Job) -> list[Observer]:

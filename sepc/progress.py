@@ -23,7 +23,8 @@ def progress(items: Iterable[_Item], what: str, total: int | None = None) -> Ite
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """While the block runs, which does not say how far it is: the time that it has taken."""
-    if not sys.stderr.isatty():
+    terminal = sys.stderr  # As it is now: in the block it may be redirected.
+    if not terminal.isatty():
         yield
         return
     done = threading.Event()
@@ -31,7 +32,7 @@ def waiting(what: str) -> Iterator[None]:
     def show() -> None:
         if done.wait(DELAY_S):
             return
-        with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
+        with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False, file=terminal) as bar:
             while not done.wait(REFRESH_S):
                 bar.refresh()
 

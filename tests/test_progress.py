@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from contextlib import redirect_stderr
 
 import pytest
 
@@ -43,8 +44,9 @@ def test_what_takes_longer_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) 
 def test_what_does_not_say_how_far_it_is_shows_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = terminal_of(monkeypatch)
     monkeypatch.setattr(module, "DELAY_S", 0.01)
-    with waiting("tracing"):
+    with waiting("tracing"), redirect_stderr(io.StringIO()) as other:
         time.sleep(0.1)
+    assert not other.getvalue()
     assert "tracing: 00:00" in terminal.getvalue()
 
 

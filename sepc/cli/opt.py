@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,10 +19,12 @@ from sepc.cli.emit import FORMS
 from sepc.errors import InputError, SepcError, require_known
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from sepc.cli.models import Given
     from sepc.compiled import CompiledModel
     from sepc.frontend.export import Captured
-    from sepc.passes.manager import Pass, PassRecord
+    from sepc.passes.manager import Pass, PassContext, PassManager, PassRecord
     from sepc.passes.observers import Observer
     from sepc.target import Target
 
@@ -43,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # The reader, such as `head`, has seen enough.
         sys.stderr.close()
+    except OSError as error:
+        print(f"sepc-opt: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -148,33 +154,18 @@ def _optimize(
     given: Given, target: Target, passes: Sequence[Pass], observers: Sequence[Observer], options: argparse.Namespace
 ) -> Captured:
     """The graph after `passes`, with what `options` want to be printed of them."""
-    from sepc.frontend.arguments import match_inputs
-    from sepc.frontend.export import export, finish
+    from sepc.frontend.export import export
     from sepc.passes.manager import PassContext, PassManager
-    from sepc.passes.pipeline import SPELLING
     from sepc.report.dump import INDEX
     from sepc.report.failure import Case, run_passes
 
-    exported, signature = export(given.model, given.inputs, given.kwargs), given.signature
-
-    def capture() -> Captured:
-        fresh = finish(exported)
-        match_inputs(fresh, signature)
-        return fresh
-
-    def spelled() -> Captured:
-        fresh = capture()
-        run_passes(PassManager(spelling, options.verify_each), fresh, context, Case(exported, capture))
-        return fresh
-
-    # All other passes know one spelling of each operation only.
-    own = options.passes is not None and not {one.name for one in passes} & {one.name for one in SPELLING}
-    spelling = SPELLING if own else ()
+    start = _Start(export(given.model, given.inputs, given.kwargs), given, _spelling(passes, options))
     context = PassContext(target, target.machine, options.threads, target.element)
-    context.example_inputs = tuple(capture().flatten(given.inputs, given.kwargs))
-    captured = spelled()
+    captured = start.captured(context)
+    context.example_inputs = tuple(captured.flatten(given.inputs, given.kwargs))
     manager = PassManager(passes, options.verify_each, observers)
-    records = run_passes(manager, captured, context, Case(exported, spelled))
+    case = Case(start.exported, lambda: start.captured(context.without_notes()))
+    records = run_passes(manager, captured, context, case)
     if options.dump_ir is not None:
         print(f"Written: {options.dump_ir / INDEX}", file=sys.stderr)
     if options.timing:
@@ -182,6 +173,37 @@ def _optimize(
     if options.statistics:
         print(statistics(records))
     return captured
+
+
+def _spelling(passes: Sequence[Pass], options: argparse.Namespace) -> PassManager:
+    """What has to run, unseen, before passes that somebody chose: they know one spelling of each operation only."""
+    from sepc.passes.manager import PassManager
+    from sepc.passes.pipeline import SPELLING
+
+    names = {one.name for one in SPELLING}
+    is_needed = options.passes is not None and not names & {one.name for one in passes}
+    return PassManager(SPELLING if is_needed else (), options.verify_each)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where passes start: the program, and what is done to its graph before."""
+
+    exported: ExportedProgram
+    given: Given
+    spelling: PassManager
+
+    def captured(self, context: PassContext) -> Captured:
+        """A new graph."""
+        from sepc.frontend.arguments import captured_for
+        from sepc.report.failure import Case, run_passes
+
+        def capture() -> Captured:
+            return captured_for(self.exported, self.given.signature)[0]
+
+        captured = capture()
+        run_passes(self.spelling, captured, context, Case(self.exported, capture))
+        return captured
 
 
 def timing(records: Sequence[PassRecord]) -> str:

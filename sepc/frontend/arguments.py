@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import torch
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sepc.errors import InputError
-from sepc.frontend.export import Captured
+from sepc.frontend.export import Captured, finish
 from sepc.ir import ops
 from sepc.runtime.signature import Signature, TensorLeaf
+
+
+def captured_for(exported: ExportedProgram, signature: Signature) -> tuple[Captured, tuple[int, ...]]:
+    """The graph of a program for calls of that signature; with what `match_inputs` returns, and raises."""
+    captured = finish(exported)
+    return captured, match_inputs(captured, signature)
 
 
 def match_inputs(captured: Captured, signature: Signature) -> tuple[int, ...]:

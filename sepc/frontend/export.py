@@ -8,11 +8,7 @@ the graph's tuples.
 
 from __future__ import annotations
 
-import io
-import logging
-import sys
 import traceback
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +22,13 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils import _pytree as pytree
 
 from sepc.errors import InputError, ModelError, SepcError
+from sepc.frontend.quiet import quiet
 from sepc.ir.origin import Origin, source_line
 from sepc.progress import waiting
 from sepc.runtime.signature import Constant, Results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 aten = torch.ops.aten
 # What tensors may hold. Kernels compute in float32: `sepc.passes.promote` has them compute the halves, too; PyTorch
@@ -160,27 +157,12 @@ def _decompositions(program: ExportedProgram) -> dict[OpOverload, Callable[..., 
 def _guarded(export: Callable[[], ExportedProgram]) -> ExportedProgram:
     try:
         # Without gradients: with them, a `torch.no_grad()` inside the model would become a nested graph.
-        with waiting("torch.export"), _quiet(), torch.no_grad():
+        with waiting("torch.export"), quiet("torch.fx.experimental"), torch.no_grad():
             return export()
     except SepcError:
         raise
     except Exception as error:
         raise _explain(error) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging and printing the graph of a failed export: `_explain` says what the user needs of it."""
-    logger = logging.getLogger("torch.fx.experimental")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            yield
-        sys.stderr.write(printed.getvalue())
-    finally:
-        logger.setLevel(level)
 
 
 def _explain(error: Exception) -> ModelError:

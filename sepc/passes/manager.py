@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -88,6 +88,10 @@ class PassContext:
     def types(self) -> tuple[torch.dtype, ...]:
         """The types that stages of ours compute with."""
         return tuple(getattr(torch, one.name) for one in dict.fromkeys((FLOAT32, self.element)))
+
+    def without_notes(self) -> PassContext:
+        """The same for another run."""
+        return replace(self, notes=[], _known=set())
 
     def machine_for(self, pass_name: str) -> Machine:
         """The machine, for the pass of that name; raises VerificationError if none is set."""

@@ -17,6 +17,7 @@ import jinja2
 import torch
 from torch import fx
 
+from sepc.errors import InputError
 from sepc.ir.script import script
 from sepc.passes.observers import TextObserver
 from sepc.report.dot import graph_to_dot
@@ -72,7 +73,13 @@ class Dump(TextObserver):
     def start(self, graph_module: fx.GraphModule) -> None:
         """Write the input."""
         super().start(graph_module)
-        (self.directory / WEIGHTS).mkdir(parents=True, exist_ok=True)
+        try:
+            (self.directory / WEIGHTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            where, why = str(self.directory), error.strerror or str(error)
+            raise InputError(
+                "The dump cannot be written", where=where, why=why, fix="give another directory"
+            ) from error
         for path in self.directory.iterdir():
             if _OWN.fullmatch(path.name):
                 path.unlink()
@@ -101,11 +108,6 @@ class Dump(TextObserver):
         self._traceback = "".join(traceback.format_exception(error))
         (self.directory / TRACEBACK).write_text(self._traceback, encoding="utf-8")
         self.write_index()
-
-    @property
-    def completed(self) -> int:
-        """How many passes have run to their end."""
-        return len(self._steps) - 1
 
     @property
     def latest(self) -> str:

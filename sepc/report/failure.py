@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,10 +14,10 @@ from torch.export import ExportedProgram
 
 from sepc.errors import PassError, SepcError, VerificationError
 from sepc.frontend.export import Captured
+from sepc.passes.observers import Observer
 
 if TYPE_CHECKING:
     from sepc.passes.manager import Pass, PassContext, PassManager, PassRecord
-    from sepc.report.dump import Dump
 
 INPUT: Final = "input.pt2"
 
@@ -45,26 +44,41 @@ def run_passes(manager: PassManager, captured: Captured, context: PassContext, c
     Raises:
         PassError: a pass failed; it names the directory.
     """
-    from sepc.report.dump import Dump
-
-    dump = next((one for one in manager.observers if isinstance(one, Dump)), None)
+    watch = _Watch()
     try:
-        return manager.run(captured.graph_module, context)
+        return replace(manager, observers=[*manager.observers, watch]).run(captured.graph_module, context)
     except Exception as error:  # Passes are somebody else's programs, too.
-        if dump is None:
-            dump = Dump(Path(tempfile.mkdtemp(prefix="sepc-failure-")))
-            with suppress(Exception):  # As it did above.
-                again = replace(context, notes=[], _known=set())
-                replace(manager, observers=[dump]).run(case.capture().graph_module, again)
-        if dump.failed_pass is None:
+        if watch.failed_pass is None:
             raise
-        _write_command(dump, dump.failed_pass, manager, context, case)
-        raise _told(error, dump, dump.failed_pass) from error
+        passes = manager.passes[: watch.completed + 1]
+        try:
+            directory = _keep(error, replace(manager, passes=passes), context, case)
+        except OSError as refused:
+            fix = f"report it; nothing could be kept of it, as {refused.filename} cannot be written"
+        else:
+            page = directory / "index.html"
+            fix = f"look into {page}, and report it with that directory, whose repeat.sh repeats it"
+        raise _told(error, watch.failed_pass, fix) from error
 
 
-def _told(error: Exception, dump: Dump, failed: Pass) -> PassError:
+@dataclass
+class _Watch(Observer):
+    """Which pass failed, and how many did not."""
+
+    completed: int = 0
+    failed_pass: Pass | None = None
+
+    def recorded(self, record: PassRecord) -> None:
+        """Count it."""
+        self.completed += 1
+
+    def failed(self, one: Pass, error: Exception) -> None:
+        """Note it."""
+        self.failed_pass = one
+
+
+def _told(error: Exception, failed: Pass, fix: str) -> PassError:
     """The error as the user gets it."""
-    fix = f"look into {dump.directory / 'index.html'}, and report it with that directory, whose repeat.sh repeats it"
     if isinstance(error, SepcError):
         kind = VerificationError if isinstance(error, VerificationError) else PassError
         return kind(error.what, where=error.where, why=error.why, fix=f"{error.fix}; {fix}" if error.fix else fix)
@@ -72,24 +86,30 @@ def _told(error: Exception, dump: Dump, failed: Pass) -> PassError:
     return PassError(f"{failed.name} failed", why=f"{type(error).__name__}: {lines[0]}".rstrip(": "), fix=fix)
 
 
-def _write_command(dump: Dump, failed: Pass, manager: PassManager, context: PassContext, case: Case) -> None:
-    """Write the program and a script that runs the passes on it until the one that failed."""
+def _keep(error: Exception, manager: PassManager, context: PassContext, case: Case) -> Path:
+    """Write all that there is of an error in the last pass of `manager`; returns the directory. Raises OSError."""
     from sepc.passes.manager import verification_inputs
-    from sepc.report.dump import COMMAND
+    from sepc.report.dump import COMMAND, Dump
 
-    directory = dump.directory.resolve()
-    captured = case.capture()
-    tensors = verification_inputs(captured.graph_module, context.example_inputs)
-    passes = manager.passes[: dump.completed + 1]
-    text = shlex.join(command(directory / INPUT, passes, context, manager.verify_each, directory))
+    dump = next((one for one in manager.observers if isinstance(one, Dump)), None)
+    if dump is None:
+        dump = Dump(Path(tempfile.mkdtemp(prefix="sepc-failure-")))
+        before = replace(manager, passes=manager.passes[:-1], observers=[dump])
+        before.run(case.capture().graph_module, context.without_notes())
+        dump.failed(manager.passes[-1], error)
+    captured, directory = case.capture(), dump.directory.resolve()
+    arguments = captured.arguments(verification_inputs(captured.graph_module, context.example_inputs))
+    text = shlex.join(command(directory / INPUT, manager.passes, context, manager.verify_each, directory))
     try:
-        _save(case.exported, captured.arguments(tensors), directory / INPUT)
-    except Exception as error:  # torch.export cannot write every program that it makes.
-        text = f"# The program could not be written: {' '.join(str(error).split())}"
+        _save(case.exported, arguments, directory / INPUT)
+    except Exception as refused:  # torch.export cannot write every program that it makes.
+        text = f"# The program could not be written: {' '.join(str(refused).split())}"
+    title = f"# {manager.passes[-1].name} fails in this; the graph before it is in {dump.latest}."
     path = directory / COMMAND
-    path.write_text(f"#!/bin/sh\n# {failed.name} fails in this; the graph before it is in {dump.latest}.\n{text}\n")
+    path.write_text(f"#!/bin/sh\n{title}\n{text}\n", encoding="utf-8")
     path.chmod(0o755)
     dump.write_index()
+    return dump.directory
 
 
 def command(

@@ -154,6 +154,18 @@ def test_models_that_are_not_there_are_named(model: str, expected: str) -> None:
         models.load(model)
 
 
+def test_a_damaged_program_is_told_without_what_pytorch_says_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"nothing")
+    assert main([str(path)]) == 1
+    assert capsys.readouterr().err == (
+        f"sepc-opt: The exported program cannot be read.\n  Where: {path}\n  Why: File is not a zip file\n"
+    )
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_a_functions_result_that_is_no_model_is_told(net: Path) -> None:
     with pytest.raises(InputError, match="it returns int"):
         models.load(f"{net}:number", ["1x3x8x8"])
@@ -161,6 +173,25 @@ def test_a_functions_result_that_is_no_model_is_told(net: Path) -> None:
         models.load(f"{net}:bare")
     with pytest.raises(InputError, match="no function 'made'"):
         models.load(f"{net}:made")
+
+
+def test_a_function_or_a_file_that_fails_is_told_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.py"
+    path.write_text("def make():\n    return 1 / 0\n")
+    assert main([f"{path}:make"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"sepc-opt: The function makes no model.\n  Where: {path}:2: return 1 / 0\n")
+    assert "Why: ZeroDivisionError: division by zero\n" in err
+    path.write_text("import no_such_package\n")
+    assert main([f"{path}:make"]) == 1
+    assert f"Where: {path}:1: import no_such_package" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_told(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--passes=group", "--emit=ir", "-o", str(net / "graph.py")]) == 1
+    assert capsys.readouterr().err.startswith(f"sepc-opt: {net} cannot be written: ")
 
 
 def test_inputs_on_the_command_line_come_first(net: Path) -> None:

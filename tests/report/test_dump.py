@@ -116,6 +116,12 @@ def test_without_graphviz_there_are_sources_of_pictures(tmp_path: Path, monkeypa
     assert {path.suffix for path in tmp_path.iterdir() if path.name.startswith("0")} == {".py", ".dot"}
 
 
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(sepc.InputError, match=r"The dump cannot be written\.\n  Where: .*/file/ir\n  Why: Not a dir"):
+        dump(tmp_path / "file" / "ir", nn.ReLU())
+
+
 def test_compile_dumps_what_it_compiles_although_that_is_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

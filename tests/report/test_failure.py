@@ -189,6 +189,31 @@ def test_a_program_that_cannot_be_written_is_told_and_the_rest_is_there(
     assert (directory / "traceback.txt").exists()
 
 
+def test_where_nothing_can_be_written_the_error_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fuse, "run", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(sepc.PassError, match="fuse failed") as raised:
+        sepc.compile(nn.Conv2d(3, 4, 1).eval(), example_inputs=(X,))
+    assert f"nothing could be kept of it, as {tmp_path / 'missing'}/sepc-failure-" in raised.value.fix
+
+
+def test_what_fails_only_once_is_kept_with_its_traceback(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+
+    def fail_once(self: Fuse, graph_module: fx.GraphModule, context: PassContext) -> bool:
+        runs.append(self)
+        if len(runs) == 1:
+            raise KeyError("the first time")
+        return False
+
+    monkeypatch.setattr(Fuse, "run", fail_once)
+    with pytest.raises(sepc.PassError) as raised:
+        sepc.compile(nn.Conv2d(3, 4, 1).eval(), example_inputs=(X,))
+    assert "the first time" in (directory_of(str(raised.value)) / "traceback.txt").read_text()
+
+
 def test_an_error_outside_of_passes_goes_its_way(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
         raise ZeroDivisionError
