@@ -3,7 +3,7 @@
 What follows the language of a block says how it is tested:
 
 - ``python``: it runs, behind those before it on the page; ``python slow`` makes its page a slow test;
-- ``python excerpt``: it is a part of something that cannot run here, and only has to be Python;
+- ``python excerpt``, ``sh excerpt``: it is a part of something that cannot run here; Python only has to be Python;
 - ``text output``: what the block before it prints; ``…`` stands for anything.
 """
 
@@ -23,7 +23,6 @@ from markdown_it.token import Token
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
 PAGES: Final = sorted((ROOT / "docs").glob("*.md"))
-SHELL: Final = ("", "sh")
 # Inline code that begins so is a command as well.
 _COMMAND: Final = re.compile(r"(?:sepc-\w+|python (?:-m|examples)|make|pip install) ?\S")
 _PLACEHOLDERS: Final = ("…", "...")
@@ -76,7 +75,7 @@ OUTPUT: Final = ("text", ("output",))
 def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
     """Every command line of a page, split as a shell does, and the line that its text begins in."""
     for token in _tokens(page):
-        if token.type == "code_block" or (token.type == "fence" and (token.info.split() or [""])[0] in SHELL):
+        if token.type == "code_block" or (token.type == "fence" and (token.info or "sh") == "sh"):
             lines = token.content.replace("\\\n", " ").splitlines()
             texts = [line for line in lines if token.type == "fence" or _COMMAND.match(line)]
         else:
