@@ -11,10 +11,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
-from sepc.cli import MODEL_FORMS
-from sepc.errors import InputError, SepcError, did_you_mean, require_known
+from sepc.cli import MODEL_FORMS, Parser
+from sepc.errors import InputError, SepcError, require_known
 
 if TYPE_CHECKING:
     from torch import fx
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = _Parser(prog="sepc-opt", description=(__doc__ or "").partition(":\n")[0].replace("``", ""))
+    made = Parser(prog="sepc-opt", description=(__doc__ or "").partition(":\n")[0].replace("``", ""))
     made.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_FORMS)
     made.add_argument("--input", action="append", default=[], metavar="SHAPE[:TYPE]", help="1x3x224x224; repeatable")
     made.add_argument("--target", default="native", help="what to compile for (default: %(default)s)")
@@ -76,19 +76,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--emit", choices=(*GRAPHS, *KERNELS, "report"), help="what to write (default: ir)")
     result.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (default: standard output)")
     return made
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with a suggestion for an option that it does not know."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print `message`, and leave with status 2."""
-        start = "unrecognized arguments: "
-        if message.startswith(start):
-            option = message.removeprefix(start).split()[0].partition("=")[0]
-            known = self._option_string_actions
-            message += "; " + (did_you_mean(option, known) or f"known are {', '.join(known)}")
-        super().error(message)
 
 
 def list_passes() -> str:
