@@ -1,4 +1,4 @@
-"""Many threads, and processes that are forked: every result is right, and nobody waits for threads that are not there."""
+"""Many threads, and processes that are forked: results are right, and nobody waits for threads that are not there."""
 
 from __future__ import annotations
 
