@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,11 +14,13 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from sepc._clock import Clock
 from sepc.cache import Cache
 from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
-from sepc.errors import BuildError, InputError
+from sepc.errors import BuildError, InputError, KernelError
+from sepc.fallback import hand_over, unbuilt_regions
 from sepc.frontend.arguments import captured_for
 from sepc.frontend.export import Captured, export
 from sepc.ir import region
@@ -136,13 +136,14 @@ def explain(
     return compiled.explain(*inputs)
 
 
-logger = logging.getLogger(__name__)
-
-
 @contextmanager
-def _no_autocast() -> Iterator[None]:
-    """Not the caller's autocast: what that is at the first call says nothing of later ones, or of other processes."""
-    with torch.autocast("cpu", enabled=False):
+def _alone() -> Iterator[None]:
+    """One compilation at a time, Dynamo's included, as torch.export changes what all threads share; and not under the
+    caller's autocast: what that is at the first call says nothing of later ones, or of other processes.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+
+    with compile_lock, torch.autocast("cpu", enabled=False):
         yield
 
 
@@ -182,16 +183,18 @@ class Compiled(Specialization):
         compile_times_s: how long each stage took, in seconds; "imports" loads TVM and the passes.
         lower: computes `lowered`.
         run_passes: runs the passes once more, for observers to look on.
+        is_complete: whether all kernels were built that should be; another time that may work.
     """
 
     compile_times_s: Mapping[str, float]
     lower: Callable[[], Lowered]
     run_passes: Callable[[Sequence[Observer]], object]
+    is_complete: bool = True
 
     @cached_property
     def lowered(self) -> Lowered:
         """What the compiler knows; computed now if the kernels came from the cache."""
-        with _no_autocast():
+        with _alone():
             return self.lower()
 
 
@@ -214,7 +217,7 @@ class _Job:
         return self.runner is None and self.target.is_runnable
 
 
-@_no_autocast()
+@_alone()
 def specialize(
     model: nn.Module | ExportedProgram,
     target: Target,
@@ -231,7 +234,7 @@ def specialize(
 
     `signature` is that of the arguments. Whether anything may be left to PyTorch is for `sepc.fallback` to say.
     """
-    clock = _Clock()
+    clock = Clock()
     exported = export(model, args, kwargs)
     job = _Job(exported, signature, target, threads, optimize, verify_each, runner, dump_dir)
     clock.lap("capture")
@@ -239,20 +242,21 @@ def specialize(
     cache = Cache.open() if job.runs_here and not verify_each and dump_dir is None else None
     if cache is None:
         return _compile(job, clock)
+
+    def make() -> Compiled:
+        clock.lap("cache")
+        return _compile(job, clock)
+
     key = cache_key(job.exported, signature, target, threads, optimize)
-    found = cache.get(key)
+    found = cache.get_or_make(key, target, make, keep=lambda made: made.is_complete)
     clock.lap("cache")
-    if found is not None:
-        regions = found.description.regions
-        lower = partial(_lower_again, job, regions)
-        return Compiled(found.description, found.executable, clock.laps, lower, partial(_run_passes, job))
-    compiled = _compile(job, clock)
-    cache.put(key, target, compiled)
-    clock.lap("cache")
-    return compiled
+    if isinstance(found, Compiled):
+        return found
+    lower = partial(_lower_again, job, found.description.regions)
+    return Compiled(found.description, found.executable, clock.laps, lower, partial(_run_passes, job))
 
 
-def _compile(job: _Job, clock: _Clock) -> Compiled:
+def _compile(job: _Job, clock: Clock) -> Compiled:
     """A specialisation from scratch."""
     backend, target = _backend(), job.target
     clock.lap("imports")
@@ -260,12 +264,19 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
     graph_module = captured.graph_module
     assembled = backend.assemble(graph_module, target.vector_lanes, job.threads)
     clock.lap("lower")
-    executable, times = backend.build(assembled, target, job.threads, job.runner)
+    unbuilt: dict[str, str] = {}
+    try:
+        executable, times = backend.build(assembled, target, job.threads, job.runner)
+    except KernelError as error:
+        unbuilt = unbuilt_regions(assembled.program, error)
+        hand_over(graph_module, unbuilt)
+        assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, unbuilt)
+        executable, times = backend.build(assembled, target, job.threads, job.runner)
     wrong = backend.wrong_regions(assembled.checks, executable) if job.runs_here else {}
     if wrong:
-        assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, wrong)
+        assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, {**wrong, **unbuilt})
         executable, times = backend.build(assembled, target, job.threads, job.runner)
-        _hand_over(graph_module, wrong)
+        hand_over(graph_module, wrong)
     clock.add(times)
     description = Description(
         signature=job.signature,
@@ -276,12 +287,13 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
         regions=tuple(_report(node, graph, executable) for node, graph in region.regions(graph_module)),
     )
     lowered = Lowered(graph_module, records, assembled.functions, assembled.scratch)
-    return Compiled(description, executable, clock.laps, lambda: lowered, partial(_run_passes, job))
+    run_passes = partial(_run_passes, job)
+    return Compiled(description, executable, clock.laps, lambda: lowered, run_passes, is_complete=not unbuilt)
 
 
 def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     """What the compiler knows of kernels that came from the cache, with these regions."""
-    captured, _, records = _optimized(job, _Clock())
+    captured, _, records = _optimized(job, Clock())
     graph_module = captured.graph_module
     on_host = {one.name for one in regions if one.kernel == "torch"}
     assembled = _backend().assemble(graph_module, job.target.vector_lanes, job.threads, on_host)
@@ -292,13 +304,13 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     return Lowered(graph_module, records, assembled.functions, assembled.scratch)
 
 
-@_no_autocast()
+@_alone()
 def _run_passes(job: _Job, observers: Sequence[Observer]) -> None:
-    _optimized(job, _Clock(), observers)
+    _optimized(job, Clock(), observers)
 
 
 def _optimized(
-    job: _Job, clock: _Clock, observers: Sequence[Observer] = ()
+    job: _Job, clock: Clock, observers: Sequence[Observer] = ()
 ) -> tuple[Captured, tuple[int, ...], list[PassRecord]]:
     """The captured graph after all passes, which argument's tensor each input is, and what the passes did."""
     # Imported late: where the cache has the kernels, none of this is needed.
@@ -325,15 +337,6 @@ def _observers(job: _Job) -> list[Observer]:
     from sepc.report.dump import Dump
 
     return [Dump(Path(job.dump_dir))]
-
-
-def _hand_over(graph_module: fx.GraphModule, wrong: Mapping[str, float]) -> None:
-    """Mark the regions that TVM computed wrongly as PyTorch's, and say so in the log."""
-    for node, _ in region.regions(graph_module):
-        if node.name in wrong:
-            reason = f"TVM's kernel differs from PyTorch by {wrong[node.name]:.2g} of the largest result"
-            node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reason)
-            logger.warning("%s runs in PyTorch: %s", node.name, reason)
 
 
 class _Backend:
@@ -378,22 +381,3 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> 
         flops=cost.flops if cost is not None else 0,
         symbols=executable.program.symbols[node.name],
     )
-
-
-class _Clock:
-    """Splits elapsed time into named laps, in seconds."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """End a lap; laps of one name add up."""
-        now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def add(self, laps: Mapping[str, float]) -> None:
-        """Take over `laps`, which somebody else has timed until now."""
-        self.laps.update(laps)
-        self._last = time.perf_counter()

@@ -1,11 +1,13 @@
-"""What is left to PyTorch: one line in the log for each specialisation, or an error where that is not wanted."""
+"""What is left to PyTorch: also where a kernel is no good; told in the log, or an error where that is not wanted."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from sepc.errors import ModelError
+from sepc.errors import KernelError, ModelError
 from sepc.ir import region
 from sepc.ir.origin import origin_of
 from sepc.target import Target
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from sepc._compile import Compiled
+    from sepc.runtime.program import Program
 
 logger = logging.getLogger(__name__)
 
@@ -72,3 +75,23 @@ def _lines(graph_module: fx.GraphModule) -> dict[str, list[str]]:
                 reason = info.reason.replace(f"{inner.target} ", "").replace(f" for {inner.target}", "")
                 lines.setdefault(f"{inner.target} ({reason})", []).append(source)
     return lines
+
+
+def unbuilt_regions(program: Program, error: KernelError) -> dict[str, str]:
+    """The regions whose kernels could not be compiled, with the reasons; raises `error` again if that is all of them.
+
+    Then it is the compiler that does not work, and not a kernel.
+    """
+    own = {name: symbols for name, symbols in program.symbols.items() if symbols}
+    failed = {name: [error.reasons[one] for one in symbols if one in error.reasons] for name, symbols in own.items()}
+    if all(failed.values()):
+        raise error
+    return {name: f"its kernel could not be compiled: {why[0]}" for name, why in failed.items() if why}
+
+
+def hand_over(graph_module: fx.GraphModule, reasons: Mapping[str, str]) -> None:
+    """Mark these regions as PyTorch's, and say so in the log."""
+    for node, _ in region.regions(graph_module):
+        if node.name in reasons:
+            node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reasons[node.name])
+            logger.warning("%s runs in PyTorch: %s", node.name, reasons[node.name])
