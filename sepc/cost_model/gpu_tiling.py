@@ -125,13 +125,9 @@ def read_extent(outputs: int, kernel: int, stride: int, dilation: int) -> int:
 
 def read_tile(conv: Convolution, rows: int, columns: int, channels: int) -> Tile:
     """The tile of `channels` input channels that `rows` × `columns` outputs of `conv` read."""
-    extents = (
-        read_extent(outputs, kernel, stride, dilation)
-        for outputs, kernel, stride, dilation in zip(
-            (rows, columns), conv.kernel, conv.stride, conv.dilation, strict=True
-        )
-    )
-    return Tile(*extents, channels)
+    sizes = zip((rows, columns), conv.kernel, conv.stride, conv.dilation, strict=True)
+    in_rows, in_columns = (read_extent(*size) for size in sizes)
+    return Tile(in_rows, in_columns, channels)
 
 
 def link_tiles(links: Sequence[Convolution], rows: int, columns: int, channels: int, chunk: int) -> tuple[Tile, ...]:
