@@ -11,8 +11,9 @@ is a dense or depthwise link, depthwise links, and a dense or depthwise link; ea
   a time. In each turn the links before it compute that many channels of their tiles in shared memory, between barriers.
   A single dense layer copies that many channels of its input there instead.
 - If the last link is depthwise there is one turn: of the channels that the block computes.
-- A tile in shared memory is dense, [rows][columns][channels of a turn], and holds every position that the next link's
-  tile reads (`read_extent`), also those outside of the image, which are zero. The first link reads global memory.
+- A tile in shared memory is [rows][columns][`pitch` of the channels of a turn], and holds every position that the next
+  link's tile reads (`read_extent`), also those outside of the image, which are zero. The first link reads global
+  memory.
 - Weights are read from global memory, through the read-only cache.
 
 Work within a block. The tile of a link is cut into items of one row × `GpuLink.pixels` neighbouring columns ×
@@ -23,7 +24,6 @@ the last fastest. Thread t takes items t, t + threads, …; of a dense last link
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -90,14 +90,17 @@ class Tile(NamedTuple):
     columns: int
     channels: int
 
-    @property
-    def elements(self) -> int:
-        """Of all extents."""
-        return math.prod(self)
-
     def items(self, link: GpuLink) -> int:
         """Items of `link` that make it up."""
         return self.rows * ceil_div(self.columns, link.pixels) * vector_groups(self.channels, link)
+
+
+def pitch(channels: int) -> int:
+    """Elements from one position of a tile in shared memory to the next: whole vectors, and one for the banks.
+
+    Without that, threads of a warp that read columns next to each other would mostly find them in the same banks.
+    """
+    return VECTOR * (ceil_div(channels, VECTOR) + 1)
 
 
 def vector_groups(channels: int, link: GpuLink) -> int:
@@ -147,6 +150,6 @@ def shared_tiles(links: Sequence[Convolution], rows: int, columns: int, channels
 
 
 def shared_bytes(links: Sequence[Convolution], rows: int, columns: int, channels: int, chunk: int) -> int:
-    """Bytes of shared memory that a block needs; tiles lie one after the other, each from a multiple of 16 bytes."""
+    """Bytes of shared memory that a block needs: all tiles, one after the other."""
     tiles = shared_tiles(links, rows, columns, channels, chunk)
-    return sum(16 * ceil_div(tile.elements * links[0].element.size_bytes, 16) for tile in tiles)
+    return links[0].element.size_bytes * sum(tile.rows * tile.columns * pitch(tile.channels) for tile in tiles)

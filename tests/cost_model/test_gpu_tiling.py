@@ -19,19 +19,19 @@ def test_a_turn_of_a_depthwise_last_link_has_all_channels_of_the_block() -> None
     assert link_tiles((EXPAND, DEPTHWISE), 4, 7, 48, chunk=0) == (Tile(9, 15, 48), Tile(4, 7, 48))
 
 
-def test_shared_memory_holds_the_values_between_links() -> None:
-    assert shared_bytes((EXPAND, DEPTHWISE, PROJECT), 4, 7, 32, 16) == 4 * 16 * (9 * 15 + 4 * 7)
-    assert shared_bytes((EXPAND, DEPTHWISE), 4, 7, 48, 0) == 4 * 48 * 9 * 15
+def test_shared_memory_holds_the_values_between_links_with_a_vector_more_per_position() -> None:
+    assert shared_bytes((EXPAND, DEPTHWISE, PROJECT), 4, 7, 32, 16) == 4 * 20 * (9 * 15 + 4 * 7)
+    assert shared_bytes((EXPAND, DEPTHWISE), 4, 7, 48, 0) == 4 * 52 * 9 * 15
 
 
 def test_shared_memory_holds_the_input_of_a_dense_layer_and_nothing_of_a_depthwise_one() -> None:
-    assert shared_bytes((PROJECT,), 4, 7, 32, 16) == 4 * 16 * 4 * 7
+    assert shared_bytes((PROJECT,), 4, 7, 32, 16) == 4 * 20 * 4 * 7
     assert shared_bytes((DEPTHWISE,), 4, 7, 32, 0) == 0
 
 
-def test_tiles_in_shared_memory_start_at_whole_vectors() -> None:
+def test_positions_in_shared_memory_start_at_whole_vectors() -> None:
     stem = Convolution(1, 9, 9, 9, 9, 3, 8, kernel=(3, 3), padding=(1, 1))
-    assert shared_bytes((stem,), 1, 1, 8, 3) == 112  # 27 numbers: 108 bytes.
+    assert shared_bytes((stem,), 1, 1, 8, 3) == 4 * 8 * 9
 
 
 def test_a_kernel_of_one_tap_reads_a_position_per_output_whatever_its_stride() -> None:
