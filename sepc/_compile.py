@@ -243,12 +243,12 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
     clock.lap("imports")
     captured, order, records = _optimized(job, clock)
     graph_module = captured.graph_module
-    assembled = backend.assemble(graph_module, target.vector_lanes, job.threads)
+    assembled = backend.assemble(graph_module, backend.lowering(target), job.threads)
     clock.lap("lower")
     executable, times = backend.build(assembled, target, job.threads, job.runner)
     wrong = backend.wrong_regions(assembled.checks, executable) if job.runs_here else {}
     if wrong:
-        assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, wrong)
+        assembled = backend.assemble(graph_module, backend.lowering(target), job.threads, wrong)
         executable, times = backend.build(assembled, target, job.threads, job.runner)
         _hand_over(graph_module, wrong)
     clock.add(times)
@@ -269,7 +269,7 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     captured, _, records = _optimized(job, _Clock())
     graph_module = captured.graph_module
     on_host = {one.name for one in regions if one.kernel == "torch"}
-    assembled = _backend().assemble(graph_module, job.target.vector_lanes, job.threads, on_host)
+    assembled = _backend().assemble(graph_module, _backend().lowering(job.target), job.threads, on_host)
     reasons = {one.name: one.reason for one in regions}
     for node, _ in region.regions(graph_module):
         if node.name in on_host:  # As was found out by running it, when it was compiled.
@@ -288,7 +288,7 @@ def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], lis
     order = _match_inputs(captured, job.signature)
     clock.lap("capture")
     target = job.target
-    context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
+    context = PassContext(target=target, machine=target.planned_for, threads=job.threads, element=target.element)
     manager = PassManager(pipeline(job.optimize), verify_each=job.verify_each)
     records = manager.run(captured.graph_module, context)
     clock.lap("passes")
@@ -337,12 +337,12 @@ class _Backend:
     """The backend's entry points."""
 
     def __init__(self) -> None:
-        from sepc.backends.build import build, compile_module, source_of
+        from sepc.backends.build import build, compile_module, lowering_for, source_of
         from sepc.backends.check import wrong_regions
         from sepc.backends.library import shared_library
         from sepc.backends.program import assemble
 
-        self.assemble, self.build, self.wrong_regions = assemble, build, wrong_regions
+        self.lowering, self.assemble, self.build, self.wrong_regions = lowering_for, assemble, build, wrong_regions
         self.source_of, self.compile_module, self.shared_library = source_of, compile_module, shared_library
 
 

@@ -22,7 +22,7 @@ from sepc.backends.sink import Sink
 from sepc.backends.stages.elementwise import Expression
 from sepc.backends.stages.kernel import coordinates, when
 from sepc.backends.stages.vector import Expr, Index, Operand, cast, constant, lanes_of, type_of
-from sepc.cost_model.gpu_tiling import VECTOR, GpuLink, GpuTiling, Tile, is_dense, shared_bytes, shared_tiles
+from sepc.cost_model.gpu_tiling import GpuLink, GpuTiling, Tile, is_dense, pitch, shared_bytes, shared_tiles
 from sepc.ir import ops
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
@@ -103,7 +103,7 @@ class BlockStage:
         tiles, start = list[SharedTile](), 0
         for tile in shared_tiles(self._convolutions, *shape):
             tiles.append(SharedTile(buffer, start, tile))
-            start += ceil_div(tile.elements, VECTOR) * VECTOR
+            start += tile.rows * tile.columns * pitch(tile.channels)
         return tiles
 
 

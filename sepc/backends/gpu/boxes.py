@@ -141,10 +141,12 @@ class Channels:
         if isinstance(self.limit, int) and covered == self.limit:
             body(0, VECTOR)
             return
-        with when(channel + VECTOR <= self.limit):
-            body(0, VECTOR)
-        if self.tail:
-            with when(tirx.EQ(channel, self.limit - self.tail)):
+        is_whole = channel + VECTOR <= self.limit
+        if is_whole is not False:
+            with when(is_whole):
+                body(0, VECTOR)
+        if self.tail and is_whole is not True:
+            with when(True if is_whole is False else _equal(channel, self.limit - self.tail)):
                 offset = 0
                 for lanes in split_lanes(self.tail, VECTOR):
                     body(offset, lanes)
@@ -190,6 +192,10 @@ def for_each_item(frame: BlockFrame, tile: Tile, link: GpuLink) -> Iterator[Item
         with when(True if tile.items(link) == turns * frame.threads else number < tile.items(link)):
             row, column, group = coordinates(number, counts)
             yield Item(link, row, column * link.pixels, group, counts[2])
+
+
+def _equal(left: Index, right: Index) -> Expr:
+    return tirx.EQ(tirx.const(left, "int32") if isinstance(left, int) else left, right)
 
 
 def all_of(conditions: list[Expr]) -> Expr | bool:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.gpu.boxes import Box, Channels, Item, all_of
-from sepc.backends.sink import Sink
-from sepc.backends.stages.kernel import when
-from sepc.backends.stages.vector import Expr, Index, Operand, constant, lanes_of, ramp
-from sepc.cost_model.gpu_tiling import VECTOR, Tile
-from sepc.ir.arithmetic import split_lanes
+from sepc.backends.gpu.boxes import Box, Item
+from sepc.backends.stages.vector import Expr, Index, Operand, lanes_of, ramp
+from sepc.cost_model.gpu_tiling import Tile, pitch
 from sepc.ir.convolution import Convolution
 
 
@@ -30,7 +25,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class SharedTile:
-    """A tile in shared memory: `tile.rows` × `tile.columns` × `tile.channels`, from element `start` of `buffer` on."""
+    """A tile in shared memory, over (row, column, channel), from element `start` of `buffer` on."""
 
     buffer: Expr
     start: int
@@ -38,7 +33,7 @@ class SharedTile:
 
     def at(self, row: Index, column: Index, channel: Index) -> Index:
         """The element of that position in the tile."""
-        return self.start + (row * self.tile.columns + column) * self.tile.channels + channel
+        return self.start + (row * self.tile.columns + column) * pitch(self.tile.channels) + channel
 
     def store(self, row: Index, column: Index, channel: Index, value: Expr) -> None:
         """Write the lanes of `value` to neighbouring channels."""

@@ -9,7 +9,7 @@ and OpenCL C call it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, Final, Literal
@@ -33,14 +33,26 @@ _BINARY: Final = {
     for kind in (
         *(tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max),
         *(tirx.EQ, tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or),
+        *(tirx.LShift, tirx.RShift, tirx.BitwiseAnd, tirx.BitwiseOr, tirx.BitwiseXor),
     )
 }
 
 
 def scalar_function(function: Expr, language: Language, aligned: Collection[str]) -> Expr:
-    """`function` without vectors; `aligned` names the parameters that point to multiples of 16 bytes."""
-    scalars = _Scalars(language, {str(p.name) for p in function.params} & set(aligned))
-    return function.with_body(scalars.sequence(function.body))
+    """`function` without vectors; `aligned` names the parameters that point to multiples of 16 bytes.
+
+    OpenCL has no pointers into its buffers, so that each pointer is followed by the number of elements to skip.
+    """
+    offsets = {}
+    if language == "opencl":
+        offsets = {parameter: tirx.Var(f"{parameter.name}_offset", "int32") for parameter in function.params}
+    scalars = _Scalars(language, aligned, offsets)
+    parameters = [one for parameter in function.params for one in (parameter, offsets.get(parameter)) if one is not None]
+    body = scalars.sequence(function.body)
+    result = tirx.PrimFunc(parameters, body)
+    for key, value in function.attrs.items():
+        result = result.with_attr(key, value)
+    return result
 
 
 @cache
@@ -62,9 +74,10 @@ def _element(value: Expr) -> str:
 class _Scalars:
     """One run of `scalar_function`."""
 
-    def __init__(self, language: Language, aligned: Collection[str]) -> None:
+    def __init__(self, language: Language, aligned: Collection[str], offsets: Mapping[Expr, Expr]) -> None:
         self.language: Language = language
         self.aligned = set(aligned)
+        self.offsets = dict(offsets)  # of parameters, then also of the buffers there
         self.analyzer = tvm.sym.Analyzer()
         self.variables: dict[Expr, list[Expr]] = {}  # of a vector: one for each lane
         self.buffers: dict[Buffer, Buffer] = {}  # what the emitters allocated, and what stands for it
@@ -133,7 +146,7 @@ class _Scalars:
     def _store(self, statement: Stmt) -> None:
         buffer = self.buffers.get(statement.buffer, statement.buffer)
         (index,) = statement.indices
-        places = self.lanes(index)
+        places = self._places(buffer, index)
         values = self.lanes(statement.value)
         values = values * len(places) if len(values) == 1 else values
         if len(places) > 1 and self._stays(buffer, index):
@@ -166,7 +179,10 @@ class _Scalars:
         self.statements.append(tirx.AllocBuffer(own))
 
     def _declare(self, statement: Stmt) -> None:
-        if isinstance(statement.data, tirx.Var) and str(statement.data.name) in self.aligned:
+        pointer = statement.data if isinstance(statement.data, tirx.Var) else statement.data.args[0]
+        if pointer in self.offsets:
+            self.offsets[statement.buffer] = self.offsets[pointer]
+        if str(pointer.name) in self.aligned:
             self.wide.add(statement.buffer)
         self.statements.append(statement)
 
@@ -177,6 +193,11 @@ class _Scalars:
                 return  # Threads that wait are what hides latency here.
             raise NotImplementedError("a call of LLVM's in a GPU kernel")
         self.statements.append(statement)
+
+    def _places(self, buffer: Buffer, index: Expr) -> list[Expr]:
+        """The element of each lane of an index into `buffer`."""
+        offset = self.offsets.get(buffer)
+        return [place if offset is None else place + offset for place in self.lanes(index)]
 
     def _local(self, lanes: int) -> Buffer:
         """A new array of the thread's own."""
@@ -264,7 +285,7 @@ class _Scalars:
         source = value.source
         buffer = self.buffers.get(source, source)
         (index,) = value.indices
-        places = self.lanes(index)
+        places = self._places(buffer, index)
         if len(places) == 1 or not self._stays(buffer, index):
             return [buffer[place] for place in places]
         local, ramp = self._local(len(places)), tirx.Ramp(0, 1, len(places))
@@ -280,7 +301,7 @@ class _Scalars:
         element = _element(value)
 
         def call(*of_lane: Expr) -> Expr:
-            return Call(value.op, list(of_lane), value.attrs, ty=tvm.ir.PrimType(element))
+            return Call(value.op, list(of_lane), value.attrs, ret_ty=element)
 
         return self._each(call, *(self.lanes(one) for one in arguments))
 
