@@ -40,16 +40,21 @@ class Cache:
     @staticmethod
     def open() -> Cache | None:
         """The user's cache as the environment describes it; None where it is turned off or cannot be used."""
+        return Cache.open_directory("models")
+
+    @staticmethod
+    def open_directory(name: str) -> Cache | None:
+        """The user's cache of what `name` says, in the same way."""
         if os.environ.get("SEPC_CACHE", "1") == "0":
             return None
-        directory = cache_directory() / "models"
+        directory = cache_directory() / name
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             why = _unsafe(directory)
         except OSError as error:
             why = error.strerror or str(error)
         if why:
-            logger.warning("no cache of compiled models in %s: %s; SEPC_CACHE_DIR gives another place", directory, why)
+            logger.warning("no cache of %s in %s: %s; SEPC_CACHE_DIR gives another place", name, directory, why)
             return None
         return Cache(directory, _size_bytes())
 
@@ -84,6 +89,24 @@ class Cache:
             logger.info("kernels kept in the cache: %s", path)
             self._shrink()
         except (ArtifactError, OSError) as error:
+            logger.warning("not kept in the cache: %s", _line(error))
+
+    def read(self, key: str) -> bytes | None:
+        """What `write` has kept under that key, or None."""
+        try:
+            content = self._path(key).read_bytes()
+            os.utime(self._path(key))
+        except OSError:
+            return None
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        """Keep bytes under a key, and delete what has not been used for longest if there is no room."""
+        try:
+            with artifact.written_whole(self._path(key)) as file:
+                file.write(content)
+            self._shrink()
+        except OSError as error:
             logger.warning("not kept in the cache: %s", _line(error))
 
     def _path(self, key: str) -> Path:

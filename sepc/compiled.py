@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 from torch import fx, nn
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 # Compiled shapes that one model keeps before it refuses another one.
 DEFAULT_SHAPE_LIMIT = 16
 
-SourceForm = Literal["tirx", "llvm", "asm"]
+SourceForm = Literal["tirx", "llvm", "asm", "cuda", "opencl"]
+FORMS: Final = {"llvm": ("tirx", "llvm", "asm"), "cuda": ("tirx", "cuda", "opencl"), "opencl": ("tirx", "cuda", "opencl")}
+"""The forms that there are for each kind of target."""
 ExportFormat = Literal["c", "tvm"]
 
 
@@ -81,14 +83,18 @@ class CompiledModel(Model):
         return self._last().compile_times_s
 
     def source(self, region: RegionReport | str, form: SourceForm = "tirx") -> str:
-        """The code of a region's kernels as "tirx", "llvm" or "asm"; raises SepcError for a region without any."""
+        """The code of a region's kernels: "tirx", of a CPU's also "llvm" or "asm", of a GPU's also "cuda" or "opencl".
+
+        Raises SepcError for a region without any.
+        """
         name = region if isinstance(region, str) else region.name
         found = next((one for one in self.regions if one.name == name), None)
         if found is None or not found.symbols:
             names = ", ".join(one.name for one in self.regions if one.symbols)
             raise SepcError(f"There is no kernel for region '{name}'", fix=f"choose one of {names}")
-        if form not in get_args(SourceForm):
-            raise SepcError(f"There is no source form '{form}'", fix="choose tirx, llvm or asm")
+        if form not in (forms := FORMS[self.target.kind]):
+            why = f"for the target '{self.target.name}' there are {', '.join(forms)}"
+            raise SepcError(f"There is no source form '{form}'", why=why, fix=f"choose {', '.join(forms)}")
         lowered = self._last().lowered
         return "\n".join(lowered.source(symbol, form, self.target) for symbol in found.symbols)
 

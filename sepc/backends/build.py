@@ -43,8 +43,8 @@ def build(
     The constants of `assembled` are gone afterwards: they are kept once, in the executable. Raises BuildError where
     building fails, ArtifactError where the library cannot be loaded.
     """
-    if target.gpu is not None:
-        return gpu_build.build(assembled, target)
+    if target.gpu is not None and target.kind != "llvm":
+        return gpu_build.build(assembled, target.gpu, target.kind)
     started = time.perf_counter()
     program = assembled.program
     if runner is not None or not target.is_of_host_architecture:

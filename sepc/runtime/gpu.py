@@ -18,3 +18,23 @@ class Launch:
     threads: int
     shared_bytes: int
     element_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes on one architecture, as its assembler tells.
+
+    Attributes:
+        registers: of a thread. spilled_bytes: stores and loads of registers that did not fit.
+        shared_bytes: shared memory of a block, all of it. occupancy: resident warps out of those that there could be.
+    """
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    occupancy: float
+
+    def __str__(self) -> str:
+        spilled = f"{self.spilled_bytes} bytes spilled" if self.spilled_bytes else "none spilled"
+        shared = f"{self.shared_bytes / 1024:.1f} KiB shared"
+        return f"{self.registers} registers, {spilled}, {shared}, occupancy {self.occupancy:.0%}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 from torch import fx
 from tvm.tirx.script.builder import ir as T
@@ -27,8 +28,14 @@ from sepc.ir import ops
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
 
-STATIC_SHARED_BYTES = 48 << 10
+STATIC_SHARED_BYTES: Final = 48 << 10
 """Shared memory that a kernel may declare; what takes more is asked for at the launch."""
+
+
+def dynamic_shared_bytes(convs: Sequence[Convolution], tiling: GpuTiling) -> int:
+    """Shared memory that is asked for at the launch."""
+    size = shared_bytes(convs, tiling.rows, tiling.columns, tiling.channels, tiling.chunk)
+    return size if size > STATIC_SHARED_BYTES else 0
 
 
 def grid(conv: Convolution, tiling: GpuTiling) -> tuple[int, int, int, int]:
@@ -98,7 +105,7 @@ class BlockStage:
         if not size:
             return []
         element = self.links[0].conv.element
-        scope = "shared" if size <= STATIC_SHARED_BYTES else "shared.dyn"
+        scope = "shared.dyn" if dynamic_shared_bytes(self._convolutions, self.tiling) else "shared"
         buffer = T.alloc_buffer((size // element.size_bytes,), element.name, scope=scope)
         tiles, start = list[SharedTile](), 0
         for tile in shared_tiles(self._convolutions, *shape):

@@ -22,7 +22,7 @@ from sepc.backends.stages.vector import Expr, Index
 from sepc.ir.arithmetic import ceil_div
 
 LAUNCH = "sepc.launch"
-"""Attribute of a device function: how many blocks, and threads of each."""
+"""Attribute of a device function: how many blocks, threads of each, and bytes of shared memory to ask for."""
 
 TASK_THREADS = 128
 """Threads of a block where each thread has a task of its own: four warps, so that a multiprocessor can be full."""
@@ -81,18 +81,25 @@ def task_function(parameters: Sequence[Parameter], body: Callable[[Frame], None]
 
 
 def block_function(
-    parameters: Sequence[Parameter], body: Callable[[BlockFrame], None], blocks: int, threads: int
+    parameters: Sequence[Parameter],
+    body: Callable[[BlockFrame], None],
+    blocks: int,
+    threads: int,
+    shared_bytes: int = 0,
 ) -> Expr:
-    """The device function whose statements `body` emits, for `blocks` blocks of `threads` threads."""
+    """The device function whose statements `body` emits, for `blocks` blocks of `threads` threads.
+
+    `shared_bytes`: shared memory that `body` allocates as "shared.dyn".
+    """
     raw = _raw_function(parameters, body, threads)
-    return _launched(raw, blocks, threads, lambda block, thread: (block, thread))
+    return _launched(raw, (blocks, threads, shared_bytes), lambda block, thread: (block, thread))
 
 
 def shared_function(raw: Expr, tasks: int) -> Expr:
     """A raw kernel of TVM's, ``(pointers…, int32 thread, int32 threads)``, with a thread for each of its `tasks`."""
     blocks = ceil_div(tasks, TASK_THREADS)
     threads = tirx.const(blocks * TASK_THREADS, "int32")
-    return _launched(raw, blocks, TASK_THREADS, lambda block, thread: (block * TASK_THREADS + thread, threads))
+    return _launched(raw, (blocks, TASK_THREADS, 0), lambda block, thread: (block * TASK_THREADS + thread, threads))
 
 
 def _raw_function(parameters: Sequence[Parameter], body: Callable[[BlockFrame], None], threads: int) -> Expr:
@@ -109,8 +116,11 @@ def _raw_function(parameters: Sequence[Parameter], body: Callable[[BlockFrame], 
     return builder.get()
 
 
-def _launched(raw: Expr, blocks: int, threads: int, values: Callable[[Expr, Expr], tuple[Expr, Expr]]) -> Expr:
+def _launched(
+    raw: Expr, launch: tuple[int, int, int], values: Callable[[Expr, Expr], tuple[Expr, Expr]]
+) -> Expr:
     """`raw` as a device function; `values` gives its last two parameters for the number of a block and of a thread."""
+    blocks, threads, shared_bytes = launch
     *pointers, first, second = raw.params
     block, thread = tirx.Var("block_index", "int32"), tirx.Var("thread_index", "int32")
     bound = [tirx.Bind(name, value) for name, value in zip((first, second), values(block, thread), strict=True)]
@@ -125,8 +135,10 @@ def _launched(raw: Expr, blocks: int, threads: int, values: Callable[[Expr, Expr
         "calling_conv": _DEVICE_KERNEL,
         "tirx.noalias": True,
         "tirx.is_global_func": True,
-        "tirx.kernel_launch_params": ["blockIdx.x", "threadIdx.x"],
-        LAUNCH: [blocks, threads],
+        "tirx.kernel_launch_params": [
+            "blockIdx.x", "threadIdx.x", *(["tirx.use_dyn_shared_memory"] if shared_bytes else []),
+        ],
+        LAUNCH: list(launch),
     }
     for key, value in attributes.items():
         function = function.with_attr(key, value)

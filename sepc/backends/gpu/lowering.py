@@ -14,7 +14,7 @@ from torch import fx
 
 from sepc.backends import generic
 from sepc.backends.arguments import Argument, Arguments, Result
-from sepc.backends.gpu.blocks import BlockLink, BlockStage, grid
+from sepc.backends.gpu.blocks import BlockLink, BlockStage, dynamic_shared_bytes, grid
 from sepc.backends.gpu.kernel import LAUNCH, BlockFrame, block_function, shared_function, task_function
 from sepc.backends.gpu.links import Constants, pack_bias, pack_weights, padded_channels
 from sepc.backends.gpu.source import ALIGNED
@@ -132,7 +132,8 @@ def lower_blocks(graph: fx.GraphModule, problems: Sequence[Problem], tiling: Gpu
     conv = packed[-1][0]
     images, rows, columns, channels = grid(conv, tiling)
     blocks = images * rows * columns * channels
-    return finish(arguments, block_function(arguments.parameters, body, blocks, tiling.threads))
+    dynamic = dynamic_shared_bytes([one for one, _, _ in packed], tiling)
+    return finish(arguments, block_function(arguments.parameters, body, blocks, tiling.threads, dynamic))
 
 
 ConstantsOf = Callable[[dict[str, Expr]], Constants]
@@ -173,7 +174,7 @@ def require_fit(tiling: GpuTiling, problems: Sequence[Problem], machine: GpuMach
 def _launchable(kernel: LoweredKernel, node: fx.Node) -> LoweredKernel:
     """`kernel` with what the region's memory says of its pointers."""
     function = kernel.function
-    blocks, threads = map(int, function.attrs[LAUNCH])
+    blocks, threads, _ = map(int, function.attrs[LAUNCH])
     pairs = zip(function.params, kernel.arguments, strict=True)
     aligned = [str(parameter.name) for parameter, argument in pairs if _is_aligned(argument, node)]
     function = function.with_attr(ALIGNED, aligned).with_attr("global_symbol", "kernel")

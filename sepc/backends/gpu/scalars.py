@@ -170,9 +170,12 @@ class _Scalars:
 
     def _allocate(self, statement: Stmt) -> None:
         buffer = statement.buffer
-        if str(buffer.ty.storage_scope).startswith("shared"):
+        if (scope := str(buffer.ty.storage_scope)).startswith("shared"):
+            if scope == "shared.dyn" and self.language == "opencl":  # There, any size is declared.
+                own = tirx.decl_buffer(buffer.ty.shape, str(buffer.ty.dtype), str(buffer.name), scope="shared")
+                self.buffers[buffer] = buffer = own
             self.wide.add(buffer)
-            self.statements.append(statement)
+            self.statements.append(tirx.AllocBuffer(buffer))
             return
         own = tirx.decl_buffer(buffer.ty.shape, str(buffer.ty.dtype), str(buffer.name), scope="local")
         self.buffers[buffer] = own
