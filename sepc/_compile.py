@@ -288,7 +288,7 @@ def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], lis
     order = _match_inputs(captured, job.signature)
     clock.lap("capture")
     target = job.target
-    context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
+    context = PassContext(target=target, machine=target.planned_for, threads=job.threads, element=target.element)
     manager = PassManager(pipeline(job.optimize), verify_each=job.verify_each)
     records = manager.run(captured.graph_module, context)
     clock.lap("passes")
