@@ -26,6 +26,8 @@ EPILOGUE_INSTRUCTIONS: Final = 6
 """Per vector of results, beside its elementwise operators: where it goes, and its store."""
 HIT_CYCLES: Final = 33.0
 """Latency of shared memory and of hits of the first level (Jia et al., arXiv 1903.07486: 19 and 32 on a T4)."""
+STEPS_TOGETHER: Final = 2
+"""Steps whose loads are under way at the same time, as loops are unrolled (estimate)."""
 MISS_CYCLES: Final = 240.0
 """Latency of the second level (the same: 188; and on the way through a busy one more)."""
 BARRIER_CYCLES: Final = 40.0
@@ -94,7 +96,7 @@ def item_work(
     instructions = multiply_adds + loads + others
     vector_cycles = VECTOR * conv.element.size_bytes * machine.warp_size / machine.shared_bytes_per_cycle
     # Lines of the input come anew, one after the other if they are those of one pixel.
-    latency = instructions + HIT_CYCLES * steps + (MISS_CYCLES * lines if from_global else 0.0)
+    latency = instructions + HIT_CYCLES * steps / STEPS_TOGETHER + (MISS_CYCLES * lines if from_global else 0.0)
     return BlockWork(
         instructions / SCHEDULERS,
         multiply_adds * machine.warp_size / machine.fp32_lanes,

@@ -96,6 +96,7 @@ class GpuProblem:
         links: the convolutions. machine: the GPU.
         epilogue_costs: per link, vector instructions per vector of results that follow.
         operand_bytes: per link, bytes of the tensors that these read.
+        quickest: what the search found: per link, tile and number of threads the quickest register block.
     """
 
     links: Links
@@ -104,6 +105,7 @@ class GpuProblem:
     operand_bytes: Sequence[int]
     _items: dict[tuple[int, GpuLink], BlockWork] = field(default_factory=dict, repr=False)
     _grids: dict[Tile, _TiledGrid] = field(default_factory=dict, repr=False)
+    quickest: dict[tuple[int, Tile, int], GpuLink] = field(default_factory=dict, repr=False)
 
     @cached_property
     def copies_input(self) -> bool:

@@ -1,8 +1,8 @@
 """The choice of a `GpuTiling`: enumerate the tilings that a GPU can hold, and take the one of least predicted time.
 
 Shared memory per block, registers per thread, threads per block, and both memories per multiprocessor are hard
-constraints. Tiles are even parts of the result. The register block of the last link is a choice among a few; those of
-the links before it are the ones whose instructions and accesses take least for their tile.
+constraints. Tiles are even parts of the result. First the shape of a block is chosen, then the register block of the
+last link among a few; those of the links before it are the quickest by themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Final
+from typing import Final, NamedTuple
 
 from sepc.cost_model.gpu_blocks import registers_of
 from sepc.cost_model.gpu_latency import GpuProblem
@@ -37,15 +37,17 @@ DENSE_VECTORS: Final = (1, 2, 4)
 MOST_SUMS: Final = 64
 """Sums of a thread, at most: more would leave too few threads to a multiprocessor."""
 CHANNELS: Final = (16, 32, 64, 128)
-CHUNKS: Final = (16, 32, 64)
+CHUNKS: Final = (16, 32, 64, 128)
 THREADS: Final = (64, 128, 256)
 MOST_THREADS: Final = 512
 """Threads of a block at most, as all of them wait at its barriers."""
 MOST_ROWS: Final = 16
 MOST_COLUMNS: Final = 32
 LEAST_PIXELS: Final = 4
+SHAPES_KEPT: Final = 8
+"""Shapes of blocks, of which all register blocks are tried."""
 USUAL_RESIDENT_BLOCKS: Final = 4
-"""Blocks of a multiprocessor whose waiting overlaps, for the choice of the links before the last."""
+"""Blocks of a multiprocessor whose waiting overlaps, for the choice of a link's register block by itself."""
 MOST_PIXELS: Final = 256
 
 
@@ -67,27 +69,48 @@ def choose_gpu(
     For the other arguments see `sepc.cost_model.gpu_latency.GpuProblem`.
     """
     problem = GpuProblem(links, machine, epilogue_costs, operand_bytes)
-    choices = (Choice(tiling, problem.predict(tiling)) for tiling in gpu_tilings(problem))
+    first = {shape: next(_tilings_of(problem, shape, only_quickest=True), None) for shape in _shapes(problem)}
+    times_us = {shape: problem.predict(tiling).time_us for shape, tiling in first.items() if tiling is not None}
+    kept = sorted(times_us, key=lambda shape: times_us[shape])[:SHAPES_KEPT]
+    choices = (Choice(tiling, problem.predict(tiling)) for shape in kept for tiling in _tilings_of(problem, shape))
     return min(choices, key=lambda one: one.cost.time_us, default=None)
 
 
 def gpu_tilings(problem: GpuProblem) -> Iterator[GpuTiling]:
     """The tilings of `problem` that are considered, all of which its machine can hold."""
-    links, machine = problem.links, problem.machine
-    last = links[-1]
-    chunks = _up_to(CHUNKS, last.in_channels) if is_dense(last) else (0,)
+    for shape in _shapes(problem):
+        yield from _tilings_of(problem, shape)
+
+
+class _Shape(NamedTuple):
+    """What of a tiling decides on the bytes that are moved."""
+
+    rows: int
+    columns: int
+    channels: int
+    chunk: int
+
+
+def _shapes(problem: GpuProblem) -> Iterator[_Shape]:
+    """The shapes of blocks whose tiles fit shared memory."""
+    last = problem.links[-1]
+    chunks = _up_to(CHUNKS, last.in_channels) if is_dense(last) else [0]
     for (rows, columns), channels, chunk in product(_pixel_tiles(last), _up_to(CHANNELS, last.out_channels), chunks):
-        shared = shared_bytes(links, rows, columns, channels, chunk)
-        if shared > machine.shared_kib_per_block * 1024:
-            continue
-        tiles = link_tiles(links, rows, columns, channels, chunk)
-        for link in _blocks(last, tiles[-1]):
-            for threads in _thread_counts(problem, tiles[-1].items(link)):
-                before = (_quickest(problem, index, tile, threads) for index, tile in enumerate(tiles[:-1]))
-                held = (*before, link)
-                registers = registers_of(links, held)
-                if machine.resident_blocks(threads, registers, shared):
-                    yield GpuTiling(rows, columns, channels, threads, held, chunk, shared, registers)
+        if shared_bytes(problem.links, rows, columns, channels, chunk) <= problem.machine.shared_kib_per_block * 1024:
+            yield _Shape(rows, columns, channels, chunk)
+
+
+def _tilings_of(problem: GpuProblem, shape: _Shape, *, only_quickest: bool = False) -> Iterator[GpuTiling]:
+    """The tilings of that shape that the machine can hold; or those with the quickest register block by itself."""
+    links, shared = problem.links, shared_bytes(problem.links, *shape)
+    *tiles, last_tile = link_tiles(links, *shape)
+    index = len(tiles)
+    for last in [_quickest(problem, index, last_tile)] if only_quickest else _blocks(links[-1], last_tile):
+        for threads in _thread_counts(problem, last_tile.items(last)):
+            held = (*(_quickest(problem, before, tile, threads) for before, tile in enumerate(tiles)), last)
+            registers = registers_of(links, held)
+            if problem.machine.resident_blocks(threads, registers, shared):
+                yield GpuTiling(*shape[:3], threads, held, shape.chunk, shared, registers)
 
 
 def _up_to(sizes: Sequence[int], channels: int) -> list[int]:
@@ -136,11 +159,16 @@ def _thread_counts(problem: GpuProblem, items: int) -> list[int]:
     return [whole * factor for factor in more if whole * factor <= (most if factor == 1 else THREADS[-1])]
 
 
-def _quickest(problem: GpuProblem, index: int, tile: Tile, threads: int) -> GpuLink:
-    """The register block by which `tile` of link number `index`, not the last, takes the fewest cycles."""
+def _quickest(problem: GpuProblem, index: int, tile: Tile, threads: int = 0) -> GpuLink:
+    """The register block by which `threads` threads, or one per item, compute `tile` of a link in the fewest cycles."""
+    found = problem.quickest.get((index, tile, threads))
+    if found is None:
+        warp = problem.machine.warp_size
 
-    def cycles(link: GpuLink) -> float:
-        work = problem.item(index, link).spread(tile.items(link), threads, problem.machine.warp_size)
-        return max(*work[:-1], work.latency_cycles / USUAL_RESIDENT_BLOCKS)
+        def cycles(link: GpuLink) -> float:
+            items = tile.items(link)
+            work = problem.item(index, link).spread(items, threads or items, warp)
+            return max(*work[:-1], work.latency_cycles / USUAL_RESIDENT_BLOCKS)
 
-    return min(_blocks(problem.links[index], tile), key=cycles)
+        found = problem.quickest[index, tile, threads] = min(_blocks(problem.links[index], tile), key=cycles)
+    return found
