@@ -169,7 +169,7 @@ def _optimize(
     captured = capture(given.model, given.inputs)
     context = PassContext(
         target=target,
-        machine=target.machine,
+        machine=target.planned_for,
         threads=options.threads,
         element=target.element,
         example_inputs=tuple(captured.flatten(given.inputs, {})),
