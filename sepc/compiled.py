@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 DEFAULT_SHAPE_LIMIT = 16
 
 SourceForm = Literal["tirx", "llvm", "asm", "cuda", "opencl"]
-FORMS: Final = {"llvm": ("tirx", "llvm", "asm"), "cuda": ("tirx", "cuda", "opencl"), "opencl": ("tirx", "cuda", "opencl")}
+FORMS: Final = {
+    "llvm": ("tirx", "llvm", "asm"),
+    "cuda": ("tirx", "cuda", "opencl"),
+    "opencl": ("tirx", "cuda", "opencl"),
+}
 """The forms that there are for each kind of target."""
 ExportFormat = Literal["c", "tvm"]
 

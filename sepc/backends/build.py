@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
 import tvm
 
 from sepc._remote import Remote
 from sepc.backends.gpu import build as gpu_build
 from sepc.backends.gpu.lowering import GpuLowering
+from sepc.backends.gpu.scalars import LANGUAGES
 from sepc.backends.gpu.source import source_of as gpu_source_of
 from sepc.backends.lowering import CpuLowering, Lowering
 from sepc.backends.program import Assembled, constants_of
@@ -101,8 +101,9 @@ def source_of(function: Expr, form: str, target: Target) -> str:
     """The code of one kernel as "tirx"; of one for a CPU as "llvm" or "asm", of one for a GPU as "cuda" or "opencl"."""
     if form == "tirx":
         return str(function.script())
-    if form in ("cuda", "opencl"):
-        return gpu_source_of({str(function.attrs["global_symbol"]): function}, form)
+    language = next((one for one in LANGUAGES if one == form), None)
+    if language is not None:
+        return gpu_source_of({str(function.attrs["global_symbol"]): function}, language)
     module = compile_function(function, target).mod
     return str(module.inspect_source({"llvm": "ll", "asm": "asm"}[form]))
 

@@ -50,7 +50,7 @@ class LoweredKernel:
 
 
 Build = Callable[[Sequence[Parameter], Callable[[Frame], None]], Expr]
-"""Makes the function of a kernel, given its parameters and what emits its body; `build_function` makes that of a CPU."""
+"""Makes the function of a kernel of its parameters and what emits its body; `build_function` makes that of a CPU."""
 
 
 def lower(
@@ -63,9 +63,7 @@ def lower(
     return kernels
 
 
-def _lower_stage(
-    region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int, build: Build
-) -> LoweredKernel:
+def _lower_stage(region: fx.GraphModule, problem: Problem, tiling: Tiling, lanes: int, build: Build) -> LoweredKernel:
     """The kernel that computes the results."""
     arguments = Arguments(region, lanes)
     source = source_name(problem, arguments)

@@ -1,8 +1,8 @@
 """Running a program on an NVIDIA GPU, on PyTorch's current stream, by CUDA's driver.
 
 Inputs and results are PyTorch's tensors of that GPU, and so is the arena: nothing is copied, nothing waits, and no
-memory is allocated but by PyTorch's own allocator, so that a call may be captured in a CUDA graph. (The first call loads
-the kernels, which a capture cannot hold: call once before, as CUDA graphs want it anyway.)
+memory is allocated but by PyTorch's own allocator, so that a call may be captured in a CUDA graph. (The first call
+loads the kernels, which a capture cannot hold: call once before, as CUDA graphs want it anyway.)
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class CudaExecutable:
     def run(self, inputs: Sequence[torch.Tensor], threads: int, stamps: Array[Any] | None = None) -> list[torch.Tensor]:
         """The program's results for `inputs`, tensors of one GPU; they are ready when its current stream gets there.
 
-        `threads` and `stamps` are for CPUs; see `profile`. Raises InputError for tensors that are elsewhere, DeviceError
-        where CUDA fails.
+        `threads` and `stamps` are for CPUs; see `profile`. Raises InputError for tensors that are elsewhere,
+        DeviceError where CUDA fails.
         """
         return self._run(inputs, None)
 
@@ -61,14 +61,14 @@ class CudaExecutable:
         """Median time of each region over `repeats` runs, in microseconds, by the region's name."""
         samples: dict[str, list[float]] = {name: [] for name in self.program.calls}
         for _ in range(repeats):
-            events = [torch.cuda.Event(enable_timing=True) for _ in range(self.program.number_of_calls + 1)]
+            events = [_event() for _ in range(self.program.number_of_calls + 1)]
             self._run(inputs, events)
             events[-1].synchronize()
             for name, (first, end) in self.program.calls.items():
                 samples[name].append(events[first].elapsed_time(events[end]) * 1e3)
         return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
 
-    def _run(self, inputs: Sequence[torch.Tensor], events: Sequence[torch.cuda.Event] | None) -> list[torch.Tensor]:
+    def _run(self, inputs: Sequence[torch.Tensor], events: Sequence[torch.Event] | None) -> list[torch.Tensor]:
         device = _device_of(inputs)
         with torch.cuda.device(device):
             loaded = self._loaded_on(device)
@@ -157,6 +157,11 @@ def checked(driver: Any, outcome: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
+def _event() -> torch.Event:
+    """A point on a stream whose time will be known."""
+    return torch.Event("cuda", enable_timing=True)
+
+
 def _on_device(call: HostCall, device: torch.device) -> HostCall:
     """`call` with its constants on a GPU."""
     constants = tuple(constant.to(device) for constant in call.graph.constants)
@@ -164,7 +169,7 @@ def _on_device(call: HostCall, device: torch.device) -> HostCall:
 
 
 def _device_of(inputs: Sequence[torch.Tensor]) -> torch.device:
-    """The GPU that all inputs are on: the current one where there are none. Raises InputError where there is no such."""
+    """The GPU that all inputs are on, the current one where there are none; raises InputError if there is no such."""
     devices = {tensor.device for tensor in inputs} or {torch.device("cuda", torch.cuda.current_device())}
     if len(devices) > 1 or next(iter(devices)).type != "cuda":
         found = ", ".join(sorted(map(str, devices)))

@@ -282,5 +282,3 @@ def _store(
 def _barrier() -> None:
     """Wait until all threads of the block are here, and their writes to shared memory are seen."""
     T.evaluate(T.tvm_storage_sync("shared"))
-
-

@@ -1,4 +1,4 @@
-"""What a block has of an image: runs of rows and columns, some of which may lie outside, and who computes which part."""
+"""What a block has of an image: rows and columns, of which some may lie outside, and which thread computes what."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def items_of(tile: Tile, link: GpuLink) -> tuple[int, int, int]:
 
 @contextmanager
 def for_each_item(frame: BlockFrame, tile: Tile, link: GpuLink) -> Iterator[Item]:
-    """The items of a tile that belong to a thread: numbers thread, thread + threads, …"""
+    """The items of a tile that belong to a thread: numbers thread, thread + threads and so on."""
     counts = items_of(tile, link)
     turns = ceil_div(tile.items(link), frame.threads)
     with loop(turns) as turn:

@@ -22,8 +22,8 @@ from sepc.runtime.opencl import OpenClExecutable
 def build(assembled: Assembled, machine: GpuMachine, language: Language) -> tuple[AnyExecutable, dict[str, float]]:
     """The executable of a program, and the seconds that each stage took.
 
-    The constants of `assembled` are gone afterwards. Raises BuildError where nvcc is missing or fails, TargetError where
-    it does not know the architecture.
+    The constants of `assembled` are gone afterwards. Raises BuildError where nvcc is missing or fails, TargetError
+    where it does not know the architecture.
     """
     started = time.perf_counter()
     functions, program = assembled.functions, assembled.program

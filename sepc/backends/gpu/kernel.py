@@ -116,9 +116,7 @@ def _raw_function(parameters: Sequence[Parameter], body: Callable[[BlockFrame], 
     return builder.get()
 
 
-def _launched(
-    raw: Expr, launch: tuple[int, int, int], values: Callable[[Expr, Expr], tuple[Expr, Expr]]
-) -> Expr:
+def _launched(raw: Expr, launch: tuple[int, int, int], values: Callable[[Expr, Expr], tuple[Expr, Expr]]) -> Expr:
     """`raw` as a device function; `values` gives its last two parameters for the number of a block and of a thread."""
     blocks, threads, shared_bytes = launch
     *pointers, first, second = raw.params
@@ -136,7 +134,9 @@ def _launched(
         "tirx.noalias": True,
         "tirx.is_global_func": True,
         "tirx.kernel_launch_params": [
-            "blockIdx.x", "threadIdx.x", *(["tirx.use_dyn_shared_memory"] if shared_bytes else []),
+            "blockIdx.x",
+            "threadIdx.x",
+            *(["tirx.use_dyn_shared_memory"] if shared_bytes else []),
         ],
         LAUNCH: list(launch),
     }

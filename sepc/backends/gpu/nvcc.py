@@ -35,7 +35,7 @@ _ENTRY: Final = re.compile(
 
 @dataclass(frozen=True)
 class Usage:
-    """What the assembler tells of a kernel: registers of a thread, bytes spilled, and shared memory that it declares."""
+    """What the assembler tells of a kernel: registers of a thread, bytes spilled, shared memory that it declares."""
 
     registers: int
     spilled_bytes: int
@@ -67,8 +67,8 @@ def compile_source(source: str, architecture: str) -> Cubin:
     store = Cache.open_directory("cubins")
     key = hashlib.sha256("\n".join((source, architecture, _version(compiler), *_FLAGS)).encode()).hexdigest()
     if store is not None and (found := store.read(key)) is not None:
-        code, _, log = found.partition(_SEPARATOR)
-        return Cubin(code, parse_usage(log.decode()))
+        kept, _, told = found.partition(_SEPARATOR)
+        return Cubin(kept, parse_usage(told.decode()))
     with tempfile.TemporaryDirectory(prefix="sepc-") as name:
         file = Path(name) / "kernels.cu"
         file.write_text(source)
@@ -77,10 +77,9 @@ def compile_source(source: str, architecture: str) -> Cubin:
         if done.returncode:
             raise _refused(done.stderr, architecture, command)
         code = (Path(name) / "kernels.cubin").read_bytes()
-    log = done.stderr
     if store is not None:
-        store.write(key, code + _SEPARATOR + log.encode())
-    return Cubin(code, parse_usage(log))
+        store.write(key, code + _SEPARATOR + done.stderr.encode())
+    return Cubin(code, parse_usage(done.stderr))
 
 
 _SEPARATOR: Final = b"\nwhat ptxas told\n"

@@ -9,9 +9,9 @@ and OpenCL C call it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Final, Literal
 
 import tvm
@@ -25,6 +25,7 @@ Language = Literal["cuda", "opencl"]
 Stmt = Any
 Buffer = Any
 
+LANGUAGES: Final[tuple[Language, ...]] = ("cuda", "opencl")
 _WIDTHS: Final = (2, 4)
 """Lanes that may stay together in memory."""
 _FUSED: Final = {"cuda": "fmaf", "opencl": "fma"}
@@ -47,7 +48,9 @@ def scalar_function(function: Expr, language: Language, aligned: Collection[str]
     if language == "opencl":
         offsets = {parameter: tirx.Var(f"{parameter.name}_offset", "int32") for parameter in function.params}
     scalars = _Scalars(language, aligned, offsets)
-    parameters = [one for parameter in function.params for one in (parameter, offsets.get(parameter)) if one is not None]
+    parameters = [
+        one for parameter in function.params for one in (parameter, offsets.get(parameter)) if one is not None
+    ]
     body = scalars.sequence(function.body)
     result = tirx.PrimFunc(parameters, body)
     for key, value in function.attrs.items():
@@ -59,11 +62,6 @@ def scalar_function(function: Expr, language: Language, aligned: Collection[str]
 def _intrinsic(name: str) -> int:
     """LLVM's number of an intrinsic of its, as TVM's calls have it."""
     return int(codegen.llvm_lookup_intrinsic_id(name))
-
-
-def _lanes(value: Expr) -> int:
-    """Lanes of an expression; 1 also for what has no type of numbers."""
-    return int(value.ty.dtype.lanes) if hasattr(value.ty, "dtype") else 1
 
 
 def _element(value: Expr) -> str:
@@ -96,31 +94,38 @@ class _Scalars:
     def statement(self, statement: Stmt) -> None:
         """Append what `statement` becomes."""
         kind = type(statement).__name__
-        match kind:
-            case "SeqStmt":
-                for one in statement.seq:
-                    self.statement(one)
-            case "Bind":
-                self._bind(statement)
-            case "BufferStore":
-                self._store(statement)
-            case "For":
-                self._for(statement)
-            case "AllocBuffer":
-                self._allocate(statement)
-            case "DeclBuffer":
-                self._declare(statement)
-            case "IfThenElse":
-                other = None if statement.else_case is None else self.sequence(statement.else_case)
-                condition = self.scalar(statement.condition)
-                self.statements.append(tirx.IfThenElse(condition, self.sequence(statement.then_case), other))
-            case "AttrStmt":
-                body = self.sequence(statement.body)
-                self.statements.append(tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body))
-            case "Evaluate":
-                self._evaluate(statement)
-            case _:
-                raise NotImplementedError(f"a statement of kind {kind} in a GPU kernel")
+        if (rule := self._statements.get(kind)) is None:
+            raise NotImplementedError(f"a statement of kind {kind} in a GPU kernel")
+        rule(statement)
+
+    @cached_property
+    def _statements(self) -> dict[str, Callable[[Stmt], None]]:
+        """What is done with each kind of statement."""
+        return {
+            "SeqStmt": self._sequence,
+            "Bind": self._bind,
+            "BufferStore": self._store,
+            "For": self._for,
+            "AllocBuffer": self._allocate,
+            "DeclBuffer": self._declare,
+            "IfThenElse": self._if,
+            "AttrStmt": self._attribute,
+            "Evaluate": self._evaluate,
+        }
+
+    def _sequence(self, statement: Stmt) -> None:
+        for one in statement.seq:
+            self.statement(one)
+
+    def _if(self, statement: Stmt) -> None:
+        condition = self.scalar(statement.condition)
+        then = self.sequence(statement.then_case)
+        other = None if statement.else_case is None else self.sequence(statement.else_case)
+        self.statements.append(tirx.IfThenElse(condition, then, other))
+
+    def _attribute(self, statement: Stmt) -> None:
+        body = self.sequence(statement.body)
+        self.statements.append(tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body))
 
     def _bind(self, statement: Stmt) -> None:
         values = self.lanes(statement.value)
@@ -231,40 +236,48 @@ class _Scalars:
     def lanes(self, value: Expr) -> list[Expr]:
         """What each lane of an expression becomes."""
         kind = type(value).__name__
+        if kind in _BINARY:
+            return self._binary(kind, value)
+        if (rule := self._expressions.get(kind)) is None:
+            raise NotImplementedError(f"an expression of kind {kind} in a GPU kernel")
+        return rule(value)
+
+    @cached_property
+    def _expressions(self) -> dict[str, Callable[[Expr], list[Expr]]]:
+        """What becomes of each kind of expression that is no binary operator."""
+        return {
+            "IntImm": lambda value: [value],
+            "StringImm": lambda value: [value],
+            "FloatImm": lambda value: [self._number(value)],
+            "Var": lambda value: self.variables.get(value, [value]),
+            "Broadcast": lambda value: [self.scalar(value.value)] * int(value.lanes),
+            "Ramp": self._ramp,
+            "TensorLoad": self._load,
+            "Shuffle": self._shuffle,
+            "Select": lambda value: self._each(
+                tirx.Select, *map(self.lanes, (value.condition, value.true_value, value.false_value))
+            ),
+            "Cast": lambda value: [tirx.Cast(_element(value), one) for one in self.lanes(value.value)],
+            "Not": lambda value: [tirx.Not(one) for one in self.lanes(value.a)],
+            "Call": self._call,
+        }
+
+    def _binary(self, kind: str, value: Expr) -> list[Expr]:
+        left, right = self.lanes(value.a), self.lanes(value.b)
         if kind in ("Max", "Min") and _element(value).startswith("float"):
             # As the emitters mean it: the second operand where either is NaN.
             better = tirx.GT if kind == "Max" else tirx.LT
-            left, right = self._named(self.lanes(value.a), "left"), self._named(self.lanes(value.b), "right")
+            left, right = self._named(left, "left"), self._named(right, "right")
             return self._each(lambda a, b: tirx.Select(better(a, b), a, b), left, right)
-        if kind in _BINARY:
-            return self._each(_BINARY[kind], self.lanes(value.a), self.lanes(value.b))
-        match kind:
-            case "IntImm" | "StringImm":
-                return [value]
-            case "FloatImm":
-                return [self._number(value)]
-            case "Var":
-                return self.variables.get(value, [value])
-            case "Broadcast":
-                return [self.scalar(value.value)] * int(value.lanes)
-            case "Ramp":
-                base, stride = self.scalar(value.base), self.scalar(value.stride)
-                return [base if lane == 0 else base + stride * lane for lane in range(int(value.lanes))]
-            case "TensorLoad":
-                return self._load(value)
-            case "Shuffle":
-                given = [lane for vector in value.vectors for lane in self.lanes(vector)]
-                return [given[int(index)] for index in value.indices]
-            case "Select":
-                parts = (self.lanes(part) for part in (value.condition, value.true_value, value.false_value))
-                return self._each(tirx.Select, *parts)
-            case "Cast":
-                return [tirx.Cast(_element(value), one) for one in self.lanes(value.value)]
-            case "Not":
-                return [tirx.Not(one) for one in self.lanes(value.a)]
-            case "Call":
-                return self._call(value)
-        raise NotImplementedError(f"an expression of kind {kind} in a GPU kernel")
+        return self._each(_BINARY[kind], left, right)
+
+    def _ramp(self, value: Expr) -> list[Expr]:
+        base, stride = self.scalar(value.base), self.scalar(value.stride)
+        return [base if lane == 0 else base + stride * lane for lane in range(int(value.lanes))]
+
+    def _shuffle(self, value: Expr) -> list[Expr]:
+        given = [lane for vector in value.vectors for lane in self.lanes(vector)]
+        return [given[int(index)] for index in value.indices]
 
     @staticmethod
     def _each(make: Any, *operands: list[Expr]) -> list[Expr]:
@@ -323,5 +336,3 @@ class _Scalars:
 def _nan_or(better: Any, left: Expr, right: Expr) -> Expr:
     """The `better` of two numbers, or NaN where either is NaN."""
     return tirx.Select(tirx.Or(better(left, right), tirx.NE(left, left)), left, right)
-
-
