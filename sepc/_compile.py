@@ -19,11 +19,13 @@ from sepc.cache import Cache
 from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
-from sepc.errors import BuildError, InputError
+from sepc.errors import BuildError, InputError, TargetError
 from sepc.frontend.export import Captured, export, finish
 from sepc.ir import ops, region
 from sepc.ir.element import ElementName
+from sepc.runtime.cuda import CudaExecutable
 from sepc.runtime.executable import AnyExecutable
+from sepc.runtime.gpu import Resources
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Signature, TensorLeaf
 from sepc.runtime.specialization import Description, Specialization
@@ -56,7 +58,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     Args:
         model: a module in eval mode, with parameters on the CPU, or an ExportedProgram. Kernels compute float32,
             float16 and bfloat16, all in `dtype`; PyTorch computes other types.
-        target: "native", "x86-64-v3", "x86-64-v4", "arm64", or "x86:<llvm cpu>" or "arm64:<llvm cpu>".
+        target: "native", "x86-64-v3", "x86-64-v4", "arm64", or "x86:<llvm cpu>" or "arm64:<llvm cpu>"; for GPUs "cuda",
+            "cuda:sm_80" and others, whose inputs are tensors of the GPU (the module stays on the CPU), or "opencl".
         dtype: the type in which kernels compute, and in which weights and intermediate results are kept: "float32", or
             "float16", of Armv8.2 and later, with sums of float32 where they are long, and results to some 1e-2. Inputs
             and results have the model's own types either way.
@@ -83,6 +86,9 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if separate != "exact":
         model = _separated(model, separate)
     for_target = Target.parse(target).computing_in(dtype)
+    if runner is not None and for_target.gpu is not None:
+        fix = "name a CPU as the target, or export the model and run it there"
+        raise TargetError(f"A remote device does not run '{for_target.name}'", where="runner", fix=fix)
     compiled = CompiledModel(model, for_target, num_threads, optimize, shape_limit, fullgraph, verify_each, runner)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
@@ -153,8 +159,16 @@ class Lowered:
     functions: Mapping[str, Any]
 
     def source(self, symbol: str, form: str, target: Target) -> str:
-        """The code of a kernel as "tirx", "llvm" or "asm"."""
+        """The code of a kernel in a form that there is for `target`: see `CompiledModel.source`."""
         return str(_backend().source_of(self.functions[symbol], form, target))
+
+    def cuda_source(self) -> str:
+        """All kernels of a GPU as one file of CUDA C."""
+        return str(_backend().gpu_source_of(self.functions, "cuda"))
+
+    def cubin(self, source: str, architecture: str) -> bytes:
+        """Machine code of `source` for an architecture of NVIDIA's."""
+        return bytes(_backend().compile_cuda(source, architecture).code)
 
     def objects(self, target: Target, prefix: str) -> bytes:
         """All kernels as one object file, with `prefix` and an underscore in front of their symbols."""
@@ -222,7 +236,8 @@ def specialize(
     job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each, runner)
     clock.lap("capture")
     # Loading an entry refuses what this host cannot run; and verification is asked for to see the passes run.
-    cache = Cache.open() if job.runs_here and not verify_each else None
+    # Of kernels for a GPU, it is the machine code that takes long, and that has a cache of its own.
+    cache = Cache.open() if job.runs_here and not verify_each and target.gpu is None else None
     if cache is None:
         return _compile(job, clock)
     key = cache_key(job.exported, signature, target, threads, optimize)
@@ -339,11 +354,14 @@ class _Backend:
     def __init__(self) -> None:
         from sepc.backends.build import build, compile_module, lowering_for, source_of
         from sepc.backends.check import wrong_regions
+        from sepc.backends.gpu.nvcc import compile_source
+        from sepc.backends.gpu.source import source_of as gpu_source_of
         from sepc.backends.library import shared_library
         from sepc.backends.program import assemble
 
         self.lowering, self.assemble, self.build, self.wrong_regions = lowering_for, assemble, build, wrong_regions
         self.source_of, self.compile_module, self.shared_library = source_of, compile_module, shared_library
+        self.gpu_source_of, self.compile_cuda = gpu_source_of, compile_source
 
 
 def _backend() -> _Backend:
@@ -378,7 +396,14 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> 
         bytes_moved=moved,
         flops=cost.flops if cost is not None else 0,
         symbols=executable.program.symbols[node.name],
+        resources=_resources(executable, node.name),
     )
+
+
+def _resources(executable: AnyExecutable, region_name: str) -> tuple[Resources, ...]:
+    """What the kernels of a region take, where that is known."""
+    known = executable.resources if isinstance(executable, CudaExecutable) else {}
+    return tuple(known[symbol] for symbol in executable.program.symbols[region_name] if symbol in known)
 
 
 class _Clock:

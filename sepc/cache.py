@@ -54,7 +54,9 @@ class Cache:
         except OSError as error:
             why = error.strerror or str(error)
         if why:
-            logger.warning("no cache of compiled %s in %s: %s; SEPC_CACHE_DIR gives another place", name, directory, why)
+            logger.warning(
+                "no cache of compiled %s in %s: %s; SEPC_CACHE_DIR gives another place", name, directory, why
+            )
             return None
         return Cache(directory, _size_bytes())
 

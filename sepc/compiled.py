@@ -108,14 +108,17 @@ class CompiledModel(Model):
         Args:
             path: a directory, made if need be.
             format: "c" for sources, an object file with the kernels, and the weights, which need a C compiler for the
-                target and nothing else; "tvm" for a shared library with the weights in it, for TVM's runtime and for
+                target and nothing else (for "cuda", CUDA C and machine code for each architecture, behind an interface
+                in C over CUDA's driver); "tvm" for a shared library with the weights in it, for TVM's runtime and for
                 `sepc.load`, which runs it from NumPy.
             name: of the C function, which is ``<name>_run``, and of its files.
 
         Returns the files. Raises SepcError if nothing is compiled yet, InputError for a bad name or format, ModelError
-        if PyTorch would run a part of it, and for "tvm" BuildError or TargetError if there is no compiler to link it.
+        if PyTorch would run a part of it, and for "tvm" BuildError or TargetError if there is no compiler to link it;
+        TargetError for what there is not for a GPU.
         """
         from sepc.bundle.bundle import Bundle, require_writable
+        from sepc.bundle.cuda import CudaBundle
         from sepc.bundle.library import library_files
         from sepc.runtime import exported
 
@@ -123,6 +126,8 @@ class CompiledModel(Model):
             raise InputError(f"There is no format {format!r}", where="export", fix='use format="c" or format="tvm"')
         compiled = self._last()
         require_writable(name, compiled)
+        if self.target.gpu is not None:
+            return CudaBundle.of(name, self.target, compiled, format).write(Path(path))
         bundle = Bundle.of(name, self.target, compiled, compiled.lowered.objects(self.target, name))
         if format == "c":
             return bundle.write(Path(path))
@@ -174,8 +179,9 @@ class CompiledModel(Model):
         """The model compiled for these arguments, whatever is left to PyTorch."""
         from sepc._compile import specialize
 
-        # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call.
-        distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call; of the
+        # CPU, as the model is.
+        distinct = [_copied(leaf, self.target.device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(distinct, spec)
         signature = Signature.of(spec, leaves)
         options = self._optimize, self._verify_each, self._runner
@@ -200,6 +206,11 @@ class CompiledModel(Model):
                 why="each new shape compiles a library of its own",
                 fix="pad inputs to few sizes, or raise shape_limit in sepc.compile",
             )
+
+
+def _copied(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A copy of a tensor, on the CPU if it is on the kind of device that runs the model."""
+    return tensor.cpu() if tensor.device.type == device != "cpu" else tensor.clone()
 
 
 def _tensors(leaves: Sequence[Any]) -> list[torch.Tensor]:

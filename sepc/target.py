@@ -107,6 +107,11 @@ class Target:
         return "opencl" if self.gpu.architecture == OPENCL else "cuda"
 
     @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where PyTorch has the tensors of a call; OpenCL's buffers are copies of the CPU's."""
+        return "cuda" if self.kind == "cuda" else "cpu"
+
+    @property
     def planned_for(self) -> Machine | GpuMachine:
         """What runs the kernels, as the cost model sees it."""
         return self.gpu or self.machine

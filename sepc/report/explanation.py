@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sepc._compile import Compiled
     from sepc.passes.manager import Note, PassRecord
+    from sepc.runtime.gpu import Resources
     from sepc.runtime.report import RegionReport
     from sepc.target import Target
 
@@ -34,7 +35,7 @@ class RegionExplanation:
     """A region: one kernel, or what PyTorch runs between two.
 
     Attributes:
-        name, kind, ops, kernel, reason, tiling, predicted_us, bottleneck, bytes_moved: as in `RegionReport`.
+        name, kind, ops, kernel, reason, tiling, predicted_us, bottleneck, bytes_moved, resources: as in `RegionReport`.
         sources: the user's lines that it comes from, as ``file:line``.
         flops: floating-point operations of its convolutions and matrix products, whoever computes them.
         compute_us: predicted time if only arithmetic counted.
@@ -54,6 +55,7 @@ class RegionExplanation:
     flops: int
     compute_us: float
     bytes_per_level: dict[str, float]
+    resources: tuple[Resources, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _explain(report: RegionReport, node: fx.Node, graph: fx.GraphModule) -> Regi
         kernel=report.kernel,
         reason=report.reason,
         sources=tuple(dict.fromkeys(sources)),
+        resources=report.resources,
         tiling=report.tiling,
         predicted_us=report.predicted_us,
         bottleneck=report.bottleneck,
