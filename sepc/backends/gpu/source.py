@@ -22,9 +22,9 @@ def source_of(functions: Mapping[str, Expr], language: Language) -> str:
 
 
 def _lowered(function: Expr, language: Language) -> Expr:
-    """A device function in the form of which code is generated."""
+    """A device function, whose buffers are flat, in the form of which code is generated."""
     passes = tirx.transform
-    steps = [passes.FlattenBuffer(), passes.NarrowDataType(32), passes.VectorizeLoop(True), passes.UnrollLoop()]
+    steps = [passes.NarrowDataType(32), passes.VectorizeLoop(True), passes.UnrollLoop()]
     module = tvm.transform.Sequential(steps)(tvm.IRModule({"kernel": function}))
     return scalar_function(module["kernel"], language, aligned_of(function))
 
