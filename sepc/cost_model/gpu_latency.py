@@ -129,16 +129,25 @@ class GpuProblem:
 
     def predict(self, tiling: GpuTiling) -> Cost:
         """The cost under `tiling`, which the machine can hold."""
-        block = Tile(tiling.rows, tiling.columns, tiling.channels)
-        grid = self._grids.get(block)
-        if grid is None:
-            grid = self._grids[block] = _TiledGrid(self, walk(self.links, *block))
+        grid = self._tiled(tiling)
         resident = self.machine.resident_blocks(tiling.threads, tiling.registers, tiling.shared_bytes)
-        tiles = link_tiles(self.links, *block, tiling.chunk)
+        tiles = link_tiles(self.links, tiling.rows, tiling.columns, tiling.channels, tiling.chunk)
         moved = Moved(grid.l2_bytes(tiling, tiles, resident), grid.dram_bytes)
         flops = sum(link.flops for link in self.links)
         blocks = Grid(grid.walked.blocks, resident, self.machine)
         return blocks.cost(flops, self._block_work(tiling, tiles), moved, grid.compulsory_bytes)
+
+    def global_bytes(self, tiling: GpuTiling) -> float:
+        """What all blocks load from and store to global memory under `tiling`, each what it touches once."""
+        grid = self._tiled(tiling)
+        return self.element_bytes * grid.walked.elements.total + grid.operand_bytes
+
+    def _tiled(self, tiling: GpuTiling) -> _TiledGrid:
+        block = Tile(tiling.rows, tiling.columns, tiling.channels)
+        grid = self._grids.get(block)
+        if grid is None:
+            grid = self._grids[block] = _TiledGrid(self, walk(self.links, *block))
+        return grid
 
     def _block_work(self, tiling: GpuTiling, tiles: Sequence[Tile]) -> BlockWork:
         """What a block does, of which `tiles` are the tiles of the links."""

@@ -44,7 +44,10 @@ MOST_THREADS: Final = 512
 MOST_ROWS: Final = 16
 MOST_COLUMNS: Final = 32
 LEAST_PIXELS: Final = 4
-SHAPES_KEPT: Final = 8
+AS_QUICK: Final = 1.03
+"""Tilings that are predicted to take at most this times as long as the quickest count as quick as that: of these, the
+one that moves the fewest bytes is chosen, as predictions are not that exact, and bytes are what others may need."""
+SHAPES_KEPT: Final = 12
 """Shapes of blocks, of which all register blocks are tried."""
 USUAL_RESIDENT_BLOCKS: Final = 4
 """Blocks of a multiprocessor whose waiting overlaps, for the choice of a link's register block by itself."""
@@ -66,14 +69,18 @@ def choose_gpu(
 ) -> Choice | None:
     """The tiling of least predicted time for `links`, a chain that `is_gpu_chain`; None if `machine` can hold none.
 
+
     For the other arguments see `sepc.cost_model.gpu_latency.GpuProblem`.
     """
     problem = GpuProblem(links, machine, epilogue_costs, operand_bytes)
     first = {shape: next(_tilings_of(problem, shape, only_quickest=True), None) for shape in _shapes(problem)}
     times_us = {shape: problem.predict(tiling).time_us for shape, tiling in first.items() if tiling is not None}
     kept = sorted(times_us, key=lambda shape: times_us[shape])[:SHAPES_KEPT]
-    choices = (Choice(tiling, problem.predict(tiling)) for shape in kept for tiling in _tilings_of(problem, shape))
-    return min(choices, key=lambda one: one.cost.time_us, default=None)
+    costs = {tiling: problem.predict(tiling) for shape in kept for tiling in _tilings_of(problem, shape)}
+    limit_us = AS_QUICK * min((cost.time_us for cost in costs.values()), default=0.0)
+    as_quick = [tiling for tiling, cost in costs.items() if cost.time_us <= limit_us]
+    best = min(as_quick, key=lambda tiling: (problem.global_bytes(tiling), costs[tiling].time_us), default=None)
+    return None if best is None else Choice(best, costs[best])
 
 
 def gpu_tilings(problem: GpuProblem) -> Iterator[GpuTiling]:

@@ -96,32 +96,38 @@ def windows(links: Sequence[Convolution], axis: int) -> tuple[Window, ...]:
 def walk_axis(chain: tuple[Window, ...], size: int, staged: bool) -> AxisWalk:
     """What tiles of `size` results touch; `staged`: whether whole tiles of the input are copied."""
     last = chain[-1]
+    if len(chain) == 1 and last.kernel == 1:
+        count = len(_inside(last, range(last.outputs)))
+        return AxisWalk(ceil_div(last.outputs, size), count, count, (last.outputs,))
     computed = [0] * len(chain)
     read, distinct = 0, set[int]()
-    one_tap = len(chain) == 1 and last.kernel == 1
     for begin in range(0, last.outputs, size):
-        tile = range(begin, min(begin + size, last.outputs))
+        # Of a tile that reaches past the results, as of one that reaches past a link's input, all is read that exists.
+        tile = range(begin, begin + size)
         for index in reversed(range(len(chain))):
-            computed[index] += len(tile)
+            computed[index] += len(_within(tile, chain[index].outputs))
             if index:
                 tile = _span(chain[index], tile)
-        touched = _inside(chain[0], tile) if one_tap else _touched(chain[0], tile, staged)
+        touched = _touched(chain[0], tile, staged)
         read += len(touched)
-        if not one_tap:
-            distinct.update(touched)
-    return AxisWalk(ceil_div(last.outputs, size), read, read if one_tap else len(distinct), tuple(computed))
+        distinct.update(touched)
+    return AxisWalk(ceil_div(last.outputs, size), read, len(distinct), tuple(computed))
 
 
 def _span(link: Window, tile: range) -> range:
-    """The positions inside of the input between the first and the last that `tile` reads: what is computed for it."""
+    """The positions, some perhaps outside of the input, between the first and the last that `tile` reads."""
     first = tile.start * link.stride - link.padding
-    end = (tile.stop - 1) * link.stride - link.padding + (link.kernel - 1) * link.dilation + 1
-    return range(max(0, first), max(0, min(end, link.inputs)))
+    return range(first, (tile.stop - 1) * link.stride - link.padding + (link.kernel - 1) * link.dilation + 1)
+
+
+def _within(tile: range, extent: int) -> range:
+    """Those of neighbouring positions that are inside of an axis."""
+    return range(max(0, tile.start), max(0, min(tile.stop, extent)))
 
 
 def _inside(link: Window, tile: range) -> range:
-    """The positions inside of the input that a window of one tap reads for `tile`."""
-    first = max(tile.start, ceil_div(link.padding, link.stride))
+    """The positions inside of the input that a window of one tap reads for those of `tile` that are results."""
+    first = max(0, tile.start, ceil_div(link.padding, link.stride))
     end = min(tile.stop, ceil_div(link.inputs + link.padding, link.stride))
     return range(first * link.stride - link.padding, max(first, end) * link.stride - link.padding, link.stride)
 
@@ -131,7 +137,7 @@ def _touched(link: Window, tile: range, staged: bool) -> range | set[int]:
     if link.kernel == 1:
         return _inside(link, tile)
     if staged or (link.dilation == 1 and link.stride <= link.kernel):
-        return _span(link, tile)
+        return _within(_span(link, tile), link.inputs)
     taps = range(0, link.kernel * link.dilation, link.dilation)
     positions = {output * link.stride - link.padding + tap for output in tile for tap in taps}
     return {position for position in positions if 0 <= position < link.inputs}
