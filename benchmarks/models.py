@@ -27,6 +27,22 @@ RANDOM_SCORES = 2.5
 LEAST_LOGITS, MOST_LOGITS = 0.5, 2.0
 DEFAULT_SIZE = 224
 TORCHVISION = "torchvision/"
+TESTED = (
+    "mobilenetv1_100",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "mobilenetv4_conv_small",
+    "efficientnet_lite0",
+    "efficientnet_b0",
+    "xception41",
+    "convnext_tiny",
+    "fasternet_t0",
+    "repvit_m1_1",
+    "ghostnet_100",
+    "resnet50",
+    "deeplabv3_mobilenet_v3_large",
+)
+"""Those that the tests compile for every kind of target."""
 _TORCHVISION_SEGMENTATION = ("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet50", "lraspp_mobilenet_v3_large")
 _REPARAMETRISED = ("mobileone_",)
 _CALIBRATION_BATCH = 2

@@ -19,13 +19,15 @@ from sepc.cache import Cache
 from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
-from sepc.errors import BuildError, InputError, KernelError
+from sepc.errors import BuildError, InputError, KernelError, TargetError
 from sepc.fallback import hand_over, unbuilt_regions
 from sepc.frontend.arguments import captured_for
 from sepc.frontend.export import Captured, export
 from sepc.ir import region
 from sepc.ir.element import ElementName
+from sepc.runtime.cuda import CudaExecutable
 from sepc.runtime.executable import AnyExecutable
+from sepc.runtime.gpu import Resources
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Signature
 from sepc.runtime.specialization import Description, Specialization
@@ -60,7 +62,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     Args:
         model: a module in eval mode, with parameters on the CPU, or an ExportedProgram. Kernels compute float32,
             float16 and bfloat16, all in `dtype`; PyTorch computes other types.
-        target: "native", "x86-64-v3", "x86-64-v4", "arm64", or "x86:<llvm cpu>" or "arm64:<llvm cpu>".
+        target: "native", "x86-64-v3", "x86-64-v4", "arm64", or "x86:<llvm cpu>" or "arm64:<llvm cpu>"; for GPUs "cuda",
+            "cuda:sm_80" and others, whose inputs are tensors of the GPU (the module stays on the CPU), or "opencl".
         dtype: the type in which kernels compute, and in which weights and intermediate results are kept: "float32", or
             "float16", of Armv8.2 and later, with sums of float32 where they are long, and results to some 1e-2. Inputs
             and results have the model's own types either way.
@@ -89,6 +92,9 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if separate != "exact":
         model = _separated(model, separate)
     for_target = Target.parse(target).computing_in(dtype)
+    if runner is not None and for_target.gpu is not None:
+        fix = "name a CPU as the target, or export the model and run it there"
+        raise TargetError(f"A remote device does not run '{for_target.name}'", where="runner", fix=fix)
     options = num_threads, optimize, shape_limit, fullgraph, verify_each, runner, dump_dir
     compiled = CompiledModel(model, for_target, *options)
     if example_inputs is not None:
@@ -163,8 +169,16 @@ class Lowered:
     scratch: Mapping[str, tuple[int, int]]
 
     def source(self, symbol: str, form: str, target: Target) -> str:
-        """The code of a kernel as "tirx", "llvm" or "asm"."""
+        """The code of a kernel in a form that there is for `target`: see `CompiledModel.source`."""
         return str(_backend().source_of(self.functions[symbol], form, target))
+
+    def cuda_source(self) -> str:
+        """All kernels of a GPU as one file of CUDA C."""
+        return str(_backend().gpu_source_of(self.functions, "cuda"))
+
+    def cubin(self, source: str, architecture: str) -> bytes:
+        """Machine code of `source` for an architecture of NVIDIA's."""
+        return bytes(_backend().compile_cuda(source, architecture).code)
 
     def objects(self, target: Target, prefix: str) -> bytes:
         """All kernels as one object file, with `prefix` and an underscore in front of their symbols."""
@@ -239,7 +253,9 @@ def specialize(
     job = _Job(exported, signature, target, threads, optimize, verify_each, runner, dump_dir)
     clock.lap("capture")
     # Loading an entry refuses what this host cannot run; and who verifies or dumps wants to see the passes run.
-    cache = Cache.open() if job.runs_here and not verify_each and dump_dir is None else None
+    # Of kernels for a GPU, it is the machine code that takes long, and that has a cache of its own.
+    is_kept = job.runs_here and not verify_each and dump_dir is None and target.gpu is None
+    cache = Cache.open() if is_kept else None
     if cache is None:
         return _compile(job, clock)
 
@@ -262,7 +278,7 @@ def _compile(job: _Job, clock: Clock) -> Compiled:
     clock.lap("imports")
     captured, order, records = _optimized(job, clock)
     graph_module = captured.graph_module
-    assembled = backend.assemble(graph_module, target.vector_lanes, job.threads)
+    assembled = backend.assemble(graph_module, backend.lowering(target), job.threads)
     clock.lap("lower")
     unbuilt: dict[str, str] = {}
     try:
@@ -270,11 +286,11 @@ def _compile(job: _Job, clock: Clock) -> Compiled:
     except KernelError as error:
         unbuilt = unbuilt_regions(assembled.program, error)
         hand_over(graph_module, unbuilt)
-        assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, unbuilt)
+        assembled = backend.assemble(graph_module, backend.lowering(target), job.threads, unbuilt)
         executable, times = backend.build(assembled, target, job.threads, job.runner)
     wrong = backend.wrong_regions(assembled.checks, executable) if job.runs_here else {}
     if wrong:
-        assembled = backend.assemble(graph_module, target.vector_lanes, job.threads, {**wrong, **unbuilt})
+        assembled = backend.assemble(graph_module, backend.lowering(target), job.threads, {**wrong, **unbuilt})
         executable, times = backend.build(assembled, target, job.threads, job.runner)
         hand_over(graph_module, wrong)
     clock.add(times)
@@ -296,7 +312,7 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     captured, _, records = _optimized(job, Clock())
     graph_module = captured.graph_module
     on_host = {one.name for one in regions if one.kernel == "torch"}
-    assembled = _backend().assemble(graph_module, job.target.vector_lanes, job.threads, on_host)
+    assembled = _backend().assemble(graph_module, _backend().lowering(job.target), job.threads, on_host)
     reasons = {one.name: one.reason for one in regions}
     for node, _ in region.regions(graph_module):
         if node.name in on_host:  # As was found out by running it, when it was compiled.
@@ -322,7 +338,7 @@ def _optimized(
     captured, order = captured_for(job.exported, job.signature)
     clock.lap("capture")
     target = job.target
-    context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
+    context = PassContext(target=target, machine=target.planned_for, threads=job.threads, element=target.element)
     manager = PassManager(pipeline(job.optimize), job.verify_each, (*_observers(job), *observers))
     case = Case(job.exported, lambda: captured_for(job.exported, job.signature)[0])
     records = run_passes(manager, captured, context, case)
@@ -343,13 +359,16 @@ class _Backend:
     """The backend's entry points."""
 
     def __init__(self) -> None:
-        from sepc.backends.build import build, compile_module, source_of
+        from sepc.backends.build import build, compile_module, lowering_for, source_of
         from sepc.backends.check import wrong_regions
+        from sepc.backends.gpu.nvcc import compile_source
+        from sepc.backends.gpu.source import source_of as gpu_source_of
         from sepc.backends.library import shared_library
         from sepc.backends.program import assemble
 
-        self.assemble, self.build, self.wrong_regions = assemble, build, wrong_regions
+        self.lowering, self.assemble, self.build, self.wrong_regions = lowering_for, assemble, build, wrong_regions
         self.source_of, self.compile_module, self.shared_library = source_of, compile_module, shared_library
+        self.gpu_source_of, self.compile_cuda = gpu_source_of, compile_source
 
 
 def _backend() -> _Backend:
@@ -380,4 +399,11 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> 
         bytes_moved=region.bytes_moved(node, graph),
         flops=cost.flops if cost is not None else 0,
         symbols=executable.program.symbols[node.name],
+        resources=_resources(executable, node.name),
     )
+
+
+def _resources(executable: AnyExecutable, region_name: str) -> tuple[Resources, ...]:
+    """What the kernels of a region take, where that is known."""
+    known = executable.resources if isinstance(executable, CudaExecutable) else {}
+    return tuple(known[symbol] for symbol in executable.program.symbols[region_name] if symbol in known)

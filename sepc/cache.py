@@ -11,6 +11,7 @@ holder dies.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
@@ -35,6 +36,7 @@ LONGEST_WAIT_S: Final = 600.0
 """How long to wait for a process that builds the same; a holder that is stopped for longer costs a second build."""
 _SUFFIX: Final = ".sepc"
 _LOCK: Final = ".lock"
+_DIGEST_BYTES: Final = 32
 # What a process that was killed has left of a file: nobody takes so long to write one.
 _STALE_S: Final = 3600.0
 
@@ -67,9 +69,13 @@ class Cache:
     @staticmethod
     def open() -> Cache | None:
         """The user's cache as the environment describes it; None where it is turned off or cannot be used."""
+        return Cache.open_directory(models_directory())
+
+    @staticmethod
+    def open_directory(directory: Path) -> Cache | None:
+        """The user's cache in that directory, in the same way."""
         if is_turned_off():
             return None
-        directory = models_directory()
         try:
             for one in (directory.parent, directory):
                 one.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,7 +83,7 @@ class Cache:
         except OSError as error:
             why = error.strerror or str(error)
         if why:
-            logger.warning("no cache of compiled models in %s: %s; SEPC_CACHE_DIR gives another place", directory, why)
+            logger.warning("no cache in %s: %s; SEPC_CACHE_DIR gives another place", directory, why)
             return None
         return Cache(directory, limit_bytes())
 
@@ -173,6 +179,29 @@ class Cache:
                 _delete(path)  # Those who wait for it will see that, and make one of their own.
                 lock.release()
 
+    def read(self, key: str) -> bytes | None:
+        """What `write` has kept under that key; None if there is nothing, or it is damaged."""
+        path = self._path(key)
+        try:
+            kept = path.read_bytes()
+            digest, content = kept[:_DIGEST_BYTES], kept[_DIGEST_BYTES:]
+            if digest != _digest(content):
+                logger.warning("%s is damaged, and made anew", path)
+                return None
+            os.utime(path)
+        except OSError:
+            return None
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        """Keep bytes under a key, and delete what has not been used for longest if there is no room."""
+        try:
+            with artifact.written_whole(self._path(key)) as file:
+                file.write(_digest(content) + content)
+            self._shrink()
+        except OSError as error:
+            logger.warning("not kept in the cache: %s", _line(error))
+
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}{_SUFFIX}"
 
@@ -216,8 +245,13 @@ def is_turned_off() -> bool:
 
 
 def models_directory() -> Path:
-    """Where the entries are."""
+    """Where compiled models are."""
     return cache_directory() / "models"
+
+
+def cubins_directory() -> Path:
+    """Where machine code of GPUs is."""
+    return cache_directory() / "cubins"
 
 
 def why_unusable(directory: Path) -> str:
@@ -242,6 +276,10 @@ def limit_bytes() -> int:
     if text and not text.isdecimal():
         logger.warning("SEPC_CACHE_SIZE=%s is no number of bytes; it is taken as %d", text, DEFAULT_SIZE_BYTES)
     return int(text) if text.isdecimal() else DEFAULT_SIZE_BYTES
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()
 
 
 def _line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 from torch import fx, nn
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 # Compiled shapes that one model keeps before it refuses another one.
 DEFAULT_SHAPE_LIMIT = 16
 
-SourceForm = Literal["tirx", "llvm", "asm"]
+SourceForm = Literal["tirx", "llvm", "asm", "cuda", "opencl"]
+FORMS: Final = {
+    "llvm": ("tirx", "llvm", "asm"),
+    "cuda": ("tirx", "cuda", "opencl"),
+    "opencl": ("tirx", "cuda", "opencl"),
+}
+"""The forms that there are for each kind of target."""
 ExportFormat = Literal["c", "tvm"]
 
 
@@ -82,14 +88,18 @@ class CompiledModel(Model):
         return self._last().compile_times_s
 
     def source(self, region: RegionReport | str, form: SourceForm = "tirx") -> str:
-        """The code of a region's kernels as "tirx", "llvm" or "asm"; raises SepcError for a region without any."""
+        """The code of a region's kernels: "tirx", of a CPU's also "llvm" or "asm", of a GPU's also "cuda" or "opencl".
+
+        Raises SepcError for a region without any.
+        """
         name = region if isinstance(region, str) else region.name
         found = next((one for one in self.regions if one.name == name), None)
         if found is None or not found.symbols:
             names = ", ".join(one.name for one in self.regions if one.symbols)
             raise SepcError(f"There is no kernel for region '{name}'", fix=f"choose one of {names}")
-        if form not in get_args(SourceForm):
-            raise SepcError(f"There is no source form '{form}'", fix="choose tirx, llvm or asm")
+        if form not in (forms := FORMS[self.target.kind]):
+            why = f"for the target '{self.target.name}' there are {', '.join(forms)}"
+            raise SepcError(f"There is no source form '{form}'", why=why, fix=f"choose {', '.join(forms)}")
         lowered = self._last().lowered
         return "\n".join(lowered.source(symbol, form, self.target) for symbol in found.symbols)
 
@@ -99,14 +109,17 @@ class CompiledModel(Model):
         Args:
             path: a directory, made if need be.
             format: "c" for sources, an object file with the kernels, and the weights, which need a C compiler for the
-                target and nothing else; "tvm" for a shared library with the weights in it, for TVM's runtime and for
+                target and nothing else (for "cuda", CUDA C and machine code for each architecture, behind an interface
+                in C over CUDA's driver); "tvm" for a shared library with the weights in it, for TVM's runtime and for
                 `sepc.load`, which runs it from NumPy.
             name: of the C function, which is ``<name>_run``, and of its files.
 
         Returns the files. Raises SepcError if nothing is compiled yet, InputError for a bad name or format, ModelError
-        if PyTorch would run a part of it, and for "tvm" BuildError or TargetError if there is no compiler to link it.
+        if PyTorch would run a part of it, and for "tvm" BuildError or TargetError if there is no compiler to link it;
+        TargetError for what there is not for a GPU.
         """
         from sepc.bundle.bundle import Bundle, require_writable
+        from sepc.bundle.cuda import CudaBundle
         from sepc.bundle.library import library_files
         from sepc.runtime import exported
 
@@ -114,6 +127,8 @@ class CompiledModel(Model):
             raise InputError(f"There is no format {format!r}", where="export", fix='use format="c" or format="tvm"')
         compiled = self._last()
         require_writable(name, compiled)
+        if self.target.gpu is not None:
+            return CudaBundle.of(name, self.target, compiled, format).write(Path(path))
         bundle = Bundle.of(name, self.target, compiled, compiled.lowered.objects(self.target, name))
         if format == "c":
             return bundle.write(Path(path))
@@ -165,8 +180,9 @@ class CompiledModel(Model):
         """The model compiled for these arguments, whatever is left to PyTorch."""
         from sepc._compile import specialize
 
-        # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call.
-        distinct = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        # Copies, since torch.export takes arguments that are one tensor at this call to be one at every call; of the
+        # CPU, as the model is.
+        distinct = [_copied(leaf, self.target.device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(distinct, spec)
         signature = Signature.of(spec, leaves)
         options = self._optimize, self._verify_each, self._runner, self._dump_dir
@@ -191,6 +207,11 @@ class CompiledModel(Model):
                 why="each new shape compiles a library of its own",
                 fix="pad inputs to few sizes, or raise shape_limit in sepc.compile",
             )
+
+
+def _copied(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A copy of a tensor, on the CPU if it is on the kind of device that runs the model."""
+    return tensor.cpu() if tensor.device.type == device != "cpu" else tensor.clone()
 
 
 def _tensors(leaves: Sequence[Any]) -> list[torch.Tensor]:

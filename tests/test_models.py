@@ -1,4 +1,4 @@
-"""Whole models against eager: the networks of issue 2, at batch 1 and 3 and at the size they are meant for."""
+"""Whole models against eager, at batch 1 and 3 and at the size they are meant for."""
 
 from __future__ import annotations
 
@@ -10,24 +10,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import sepc
-from benchmarks.models import load
+from benchmarks.models import TESTED, load
 
 TOLERANCE = 1e-4
-MODELS = (
-    "mobilenetv1_100",
-    "mobilenetv2_100",
-    "mobilenetv3_large_100",
-    "mobilenetv4_conv_small",
-    "efficientnet_lite0",
-    "efficientnet_b0",
-    "xception41",
-    "convnext_tiny",
-    "fasternet_t0",
-    "repvit_m1_1",
-    "ghostnet_100",
-    "resnet50",
-    "deeplabv3_mobilenet_v3_large",
-)
 
 
 @lru_cache(maxsize=1)
@@ -38,7 +23,7 @@ def model_and_images(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TESTED)
 def test_agrees_with_eager(name: str, batch: int) -> None:
     model, images = model_and_images(name)
     x = images[:batch].contiguous()

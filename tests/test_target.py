@@ -11,6 +11,8 @@ import torch
 import sepc
 from sepc.cost_model.arm_cpus import ARM_ALIASES, ARM_CPUS
 from sepc.cost_model.detect import HostCpu, host_cpu
+from sepc.cost_model.gpu_machine import GpuMachine
+from sepc.cost_model.gpus import HostGpu
 from sepc.cost_model.x86_cpus import LEVEL_FEATURES, LINUX_FLAG_OF_FEATURE, X86_CPUS, X86_CPUS_TOO_OLD
 from sepc.errors import InputError, TargetError
 from sepc.ir.element import FLOAT16
@@ -54,7 +56,8 @@ def test_a_target_is_its_own_parse() -> None:
 
 @pytest.mark.parametrize("name", [name for name in Target.known() if name != "native"])
 def test_every_known_name_parses(name: str) -> None:
-    assert Target.parse(name).machine.vector_bits == Target.parse(name).vector_bits
+    target = Target.parse(name)
+    assert target.vector_bits == (target.machine.vector_bits if target.gpu is None else 128)
 
 
 def test_native_is_runnable() -> None:
@@ -80,6 +83,12 @@ def test_native_is_runnable() -> None:
         ("cortex-a76", r"'arm64:cortex-a76'"),
         ("arm64:cortex_a77x", r"'arm64:cortex-a77'"),
         ("aarch64:apple-m1", r"'arm64:apple-m1'"),
+        ("sm_80", r"'cuda:sm_80'"),
+        ("cuda:sm_88", r"'cuda:sm_8[067]'"),
+        ("cuda:90", r"'cuda:sm_90'"),
+        ("cuda:compute_75", r"'cuda:sm_75'"),
+        ("cuda:ampere", r"'cuda'"),
+        ("openlc", r"'opencl'"),
     ],
 )
 def test_unknown_name_lists_the_known_and_suggests_the_near(name: str, suggestion: str) -> None:
@@ -88,7 +97,11 @@ def test_unknown_name_lists_the_known_and_suggests_the_near(name: str, suggestio
     message = str(caught.value)
     assert message.startswith(f"There is no target '{name}'.")
     assert f"Where: target='{name}'" in message
-    assert "known are native, x86-64-v3, x86-64-v4, arm64, and for a core of LLVM's x86:<core> with" in message
+    assert (
+        "known are native, x86-64-v3, x86-64-v4, arm64, cuda, opencl, and for a core of LLVM's x86:<core> with"
+        in message
+    )
+    assert "for a GPU cuda:<architecture> with sm_75, sm_80, sm_86, sm_87, sm_90" in message
     assert all(cpu in message for cpu in (*X86_CPUS, *ARM_CPUS, *ARM_ALIASES) if cpu != "generic")
     assert caught.match(rf"did you mean .*{suggestion}")
 
@@ -277,3 +290,47 @@ def test_an_arm_host_without_the_instructions_has_no_float16() -> None:
 def test_other_types_are_refused() -> None:
     with pytest.raises(InputError, match=r'Kernels do not compute in .bfloat16.(.|\n)*"float32" or "float16"'):
         Target.parse("arm64:cortex-a76").computing_in(torch.bfloat16)
+
+
+def test_a_target_with_a_gpu_has_a_cpu_of_this_host_beside_it() -> None:
+    target = Target.parse("cuda:sm_75")
+    assert target.gpu == GpuMachine.load("sm_75")
+    assert (target.kind, target.planned_for, target.vector_lanes) == ("cuda", target.gpu, 4)
+    assert target.is_of_host_architecture
+    assert target.llvm_target()["kind"] == "llvm"
+    assert target.text == "cuda:sm_75"
+
+
+def test_a_target_with_a_gpu_is_another_than_its_cpu_alone() -> None:
+    targets = [Target.parse(name) for name in ("cuda:sm_75", "cuda:sm_80", "opencl", "x86-64-v3")]
+    assert len(set(targets)) == len(targets)
+    assert [target.kind for target in targets] == ["cuda", "cuda", "opencl", "llvm"]
+
+
+def test_cuda_is_the_hosts_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sepc.target.host_gpu", lambda: HostGpu("NVIDIA L4", (8, 9), multiprocessors=58))
+    target = Target.parse("cuda")
+    assert target.text == "cuda (sm_86)"
+    assert target.gpu is not None
+    assert target.gpu.multiprocessors == 58
+    assert target.missing_gpu == ""
+    assert Target.parse("cuda:sm_90").missing_gpu == "an NVIDIA GPU of compute capability 9.0, or of a later 9.x"
+
+
+def test_a_host_without_a_gpu_is_refused_by_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sepc.target.host_gpu", lambda: None)
+    target = Target.parse("cuda")
+    assert not target.is_runnable
+    with pytest.raises(TargetError, match=r"cannot run code compiled for 'cuda'(.|\n)*compute capability 8\.0"):
+        target.require_runnable()
+
+
+def test_opencl_needs_its_python_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sepc.target.find_spec", lambda name: None)
+    with pytest.raises(TargetError, match=r"it lacks OpenCL from Python \(pip install pyopencl\)"):
+        Target.parse("opencl").require_runnable()
+
+
+def test_gpus_have_no_float16_yet() -> None:
+    with pytest.raises(TargetError, match=r"no arithmetic in float16 for the target 'cuda:sm_80'"):
+        Target.parse("cuda:sm_80").computing_in("float16")

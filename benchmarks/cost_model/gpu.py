@@ -1,185 +1,232 @@
-"""GPU: bytes of neighbouring layers unfused and fused, as planned for another machine's figures.
+"""GPU: bytes from and to global memory of neighbouring layers, apart and as planned, by the package's own planner.
 
-A depthwise and a pointwise convolution in either order, tiled by output rows, columns and output channels. What one
-thread block holds (its input tile, the intermediate tile and its weights) has to fit shared memory, a pointwise layer's
-accumulators half of the registers, and there must be work for every multiprocessor. Elements from and to DRAM, with n
-spatial tiles and f tiles of output channels:
+Pairs of a depthwise and a pointwise convolution in either order, as FusePlanner (arXiv 2404.19331) fuses them, and
+whole inverted residuals (pointwise, depthwise, pointwise), which it does not; for the GPUs of that paper. Bytes are
+what the blocks of a kernel load and store, each of them what it touches once (`sepc.cost_model.gpu_traffic`).
 
-    pointwise            f·I + O + W·n
-    depthwise            I + halo + O + W·n
-    depthwise+pointwise  f·(I + halo) + O + (W₁ + W₂)·n     (each tile of output channels computes the depthwise anew)
-    pointwise+depthwise  f·(I + halo) + O + (W₁ + W₂)·n     (with the halo of the pointwise's input)
-
-`halo` are the input elements that several tiles read.
+Two plans are told. The planner's own: tilings and fusion of least predicted time; where fusing takes longer, the plan
+saves nothing, and where it gains time although blocks load more, which a second-level cache serves, it saves less than
+nothing. And, to compare with FusePlanner, which goes by these bytes: tilings and fusion of fewest bytes, of those with
+a block for every multiprocessor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations, pairwise
 from typing import Final
 
+import networkx as nx
+import torch
+from torch import nn
+
 from benchmarks import models
-from benchmarks.cost_model.regions import FLOAT_BYTES, captured, run_passes
+from benchmarks.cost_model.proxylessnas import proxylessnas
+from benchmarks.cost_model.regions import captured, run_passes
 from benchmarks.cost_model.results import Report
+from sepc.cost_model.gpu_latency import GpuProblem
 from sepc.cost_model.gpu_machine import GpuMachine
+from sepc.cost_model.gpu_planner import GpuPlanner
+from sepc.cost_model.gpu_search import gpu_tilings
+from sepc.cost_model.gpu_tiling import GpuTiling, is_depthwise
+from sepc.cost_model.work import Work
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
-from sepc.passes.sequences import find_sequences
+from sepc.passes.sequences import find_sequences, work_of
 from sepc.target import Target
 
-MACHINE: Final = "sm_75"
-MODELS: Final = ("mobilenetv1_100", "mobilenetv2_100", "xception41")
+GPUS: Final = {"GTX 1660": "sm_75_gtx_1660", "RTX A4000": "sm_86", "Jetson AGX Orin": "sm_87"}
+"""Those of the paper, and their descriptions."""
+MODELS: Final = ("mobilenetv1_100", "mobilenetv2_100", "proxylessnas", "xception41")
 PUBLISHED_SAVING: Final = 0.83
-WARP: Final = 32
-
-Layers = tuple[Convolution, ...]  # one or two, each reading what the one before it writes
+PAIR: Final = 2
+HEADINGS: Final = (
+    *("apart KiB", "fused KiB", "apart µs", "fused µs", "kernels", "saved %"),
+    *("apart KiB, fewest", "planned KiB, fewest", "saved %, fewest"),
+)
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two neighbouring layers: planned DRAM bytes."""
+class Piece:
+    """Layers as one kernel, or as several.
 
+    Attributes:
+        time_us: predicted. global_bytes: from and to global memory, under the quickest tilings.
+        least_bytes: the same under the tilings of fewest bytes.
+    """
+
+    time_us: float
+    global_bytes: float
+    least_bytes: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring layers of a model on a GPU.
+
+    Attributes:
+        gpu, model: which. layers: what they are.
+        apart: one kernel each. fused: one kernel of all; None if there is none.
+        planned: the quickest way through them. kernels: how many it takes.
+        least_bytes: of the way with fewest.
+    """
+
+    gpu: str
     model: str
-    stages: str
-    unfused_bytes: float
-    fused_bytes: float
+    layers: tuple[str, ...]
+    apart: Piece
+    fused: Piece | None
+    planned: Piece
+    kernels: int
+    least_bytes: float
 
     @property
     def saving(self) -> float:
-        """The part of the unfused bytes that fusing saves."""
-        return 1 - self.fused_bytes / self.unfused_bytes
+        """The part of the bytes that the planner's plan saves."""
+        return 1 - self.planned.global_bytes / self.apart.global_bytes
+
+    @property
+    def saving_by_bytes(self) -> float:
+        """The part that the plan of fewest bytes saves."""
+        return 1 - self.least_bytes / self.apart.least_bytes
 
 
-def tile_sizes(extent: int) -> list[int]:
-    """Sizes that cut `extent` into even parts."""
-    return sorted({ceil_div(extent, parts) for parts in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 56, 112)})
+def piece_of(works: Sequence[Work], planner: GpuPlanner) -> Piece | None:
+    """`works` as one kernel under its best tiling; None if there is none."""
+    found = planner.choose_chain(works) if len(works) > 1 else planner.choose(works[0])
+    if found is None or not isinstance(found.tiling, GpuTiling):
+        return None
+    links = tuple(work.stage for work in works if isinstance(work.stage, Convolution))
+    costs, operands = [work.epilogue_cost for work in works], [work.operand_bytes for work in works]
+    problem = GpuProblem(links, planner.machine, costs, operands)
+    return Piece(found.cost.time_us, problem.global_bytes(found.tiling), least_bytes(problem))
 
 
-def _reads(conv: Convolution, rows: int, columns: int) -> tuple[int, int]:
-    """Input rows and columns that `rows` × `columns` outputs read, at most."""
-    height = (rows - 1) * conv.stride[0] + (conv.kernel[0] - 1) * conv.dilation[0] + 1
-    width = (columns - 1) * conv.stride[1] + (conv.kernel[1] - 1) * conv.dilation[1] + 1
-    return min(height, conv.in_height), min(width, conv.in_width)
+def least_bytes(problem: GpuProblem) -> float:
+    """The fewest bytes that any tiling moves which has a block for every multiprocessor, if one has."""
+    last, found = problem.links[-1], dict[bool, float]()
+    for tiling in gpu_tilings(problem):
+        tiles = ((last.out_height, tiling.rows), (last.out_width, tiling.columns), (last.out_channels, tiling.channels))
+        blocks = last.batch * math.prod(ceil_div(extent, size) for extent, size in tiles)
+        is_enough = blocks >= problem.machine.multiprocessors
+        found[is_enough] = min(found.get(is_enough, math.inf), problem.global_bytes(tiling))
+    return found.get(True) or found[False]
 
 
-def _weights(conv: Convolution) -> int:
-    return conv.out_channels * (conv.group_in * conv.taps + 1)
+def plan(works: Sequence[Work], gpu: str, model: str, planner: GpuPlanner) -> Group | None:
+    """The quickest way through `works`; None if one of them has no kernel by itself."""
+    ways: nx.DiGraph[int] = nx.DiGraph()
+    for begin, end in combinations(range(len(works) + 1), 2):
+        piece = piece_of(works[begin:end], planner)
+        if piece is not None:
+            ways.add_edge(begin, end, piece=piece, time_us=piece.time_us, least_bytes=piece.least_bytes)
+    steps = list(pairwise(range(len(works) + 1)))
+    if not all(ways.has_edge(*step) for step in steps):
+        return None
+    whole = ways.edges[0, len(works)]["piece"] if ways.has_edge(0, len(works)) else None
+    taken = list(pairwise(nx.shortest_path(ways, 0, len(works), weight="time_us")))
+    apart, planned = (_sum([ways.edges[step]["piece"] for step in path]) for path in (steps, taken))
+    least = nx.shortest_path_length(ways, 0, len(works), weight="least_bytes")
+    return Group(gpu, model, tuple(map(_describe, works)), apart, whole, planned, len(taken), least)
 
 
-def planned_bytes(layers: Layers, machine: GpuMachine) -> float:
-    """DRAM bytes of one or two convolutions as one kernel, under the best tiling that fits; infinite if there is none.
-
-    Channels of a depthwise convolution are tiled with those of its neighbour; input channels of a pointwise one are
-    reduced a warp's width at a time, so its input tile need not be held whole unless it is computed in the kernel.
-    """
-    last, first = layers[-1], layers[0]
-    budget = machine.shared_kib_per_block * 1024 // FLOAT_BYTES
-    best = float("inf")
-    for rows in tile_sizes(last.out_height):
-        for columns in tile_sizes(last.out_width):
-            tiles = last.batch * ceil_div(last.out_height, rows) * ceil_div(last.out_width, columns)
-            in_rows, in_columns = _through(layers, rows, columns)
-            read_per_channel = tiles * in_rows * in_columns
-            for channels in _channel_tiles(last):
-                parts = ceil_div(last.out_channels, channels)
-                if _held(layers, rows, columns, channels) > budget or tiles * parts < machine.multiprocessors:
-                    continue
-                if last.groups == 1 and rows * columns * channels > machine.registers // 2:
-                    continue
-                reads = read_per_channel * first.in_channels * (parts if _rereads(layers) else 1)
-                weights = tiles * sum(map(_weights, layers))
-                if len(layers) == 2 and _rereads(layers) and layers[0].groups > 1:
-                    weights += tiles * (parts - 1) * _weights(layers[0])
-                written = last.pixels * last.out_channels
-                best = min(best, FLOAT_BYTES * (reads + weights + written))
-    return best
+def _sum(pieces: Sequence[Piece]) -> Piece:
+    return Piece(*(sum(getattr(one, field.name) for one in pieces) for field in fields(Piece)))
 
 
-def _through(layers: Layers, rows: int, columns: int) -> tuple[int, int]:
-    for link in reversed(layers):
-        rows, columns = _reads(link, rows, columns)
-    return rows, columns
+def load(model: str) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A model and its inputs."""
+    return proxylessnas() if model == "proxylessnas" else models.load(model)
 
 
-def _rereads(layers: Layers) -> bool:
-    """Whether each tile of output channels reads all input channels."""
-    return any(link.groups == 1 for link in layers)
-
-
-def _channel_tiles(conv: Convolution) -> list[int]:
-    return sorted({min(conv.out_channels, WARP * count) for count in (1, 2, 4, 8, 16, 32)})
-
-
-def _held(layers: Layers, rows: int, columns: int, channels: int) -> int:
-    """Elements of shared memory that one thread block needs."""
-    last = layers[-1]
-    in_rows, in_columns = _reads(last, rows, columns)
-    if len(layers) == 1:
-        slice_channels = WARP if last.groups == 1 else channels
-        return in_rows * in_columns * slice_channels + channels * (slice_channels if last.groups == 1 else last.taps)
-    first = layers[0]
-    # A pointwise consumer needs all channels of the intermediate tile, a depthwise one only its own.
-    between = in_rows * in_columns * (last.in_channels if last.groups == 1 else channels)
-    outer = _reads(first, in_rows, in_columns)
-    slice_of_input = outer[0] * outer[1] * WARP
-    weights = WARP * channels + (last.taps if last.groups > 1 else first.taps) * channels
-    return between + slice_of_input + weights
-
-
-def pairs_of(model: str, machine: GpuMachine) -> Iterator[Pair]:
-    """Neighbouring depthwise and pointwise layers of a model, each distinct pair once."""
-    module, inputs = models.load(model)
+def sequences_of(model: str) -> list[tuple[Work, ...]]:
+    """Runs of convolutions of a model, each the only reader of the one before it."""
+    module, inputs = load(model)
     graph_module = captured(module, inputs)
-    run_passes(graph_module, Target.parse("x86-64-v3"), 1, "canonicalize", "group")
-    seen: set[Layers] = set()
-    for sequence in find_sequences(graph_module):
-        convolutions = [link.stage if isinstance(link.stage, Convolution) else None for link in sequence.links]
-        for first, last in pairwise(convolutions):
-            if first is None or last is None or not _is_separable(first, last) or (first, last) in seen:
-                continue
-            seen.add((first, last))
-            alone = planned_bytes((first,), machine) + planned_bytes((last,), machine)
-            yield Pair(model, _describe((first, last)), alone, planned_bytes((first, last), machine))
+    run_passes(graph_module, Target.parse("cuda:sm_80"), 1, "promote", "group")
+    return [tuple(work_of(link) for link in sequence.links) for sequence in find_sequences(graph_module)]
 
 
-def _is_separable(first: Convolution, last: Convolution) -> bool:
-    """Whether one of the two is depthwise and the other pointwise."""
-    depthwise, pointwise = (first, last) if first.groups > 1 else (last, first)
-    return depthwise.group_in == depthwise.group_out == 1 < depthwise.groups and pointwise.taps == pointwise.groups == 1
-
-
-def _describe(layers: Layers) -> str:
-    names = [
-        f"{'dw' if link.groups > 1 else 'pw'} {link.in_channels}→{link.out_channels} @{link.out_height}"
-        for link in layers
+def groups_in(sequences: Sequence[tuple[Work, ...]]) -> Iterator[tuple[Work, ...]]:
+    """Pairs of a depthwise and a pointwise layer, and inverted residuals; each distinct one once."""
+    runs = [
+        works[begin:end]
+        for works in sequences
+        for begin, end in combinations(range(len(works) + 1), PAIR)
+        if end > begin + 1
     ]
-    return ", ".join(names)
+    for run in dict.fromkeys(runs):
+        if "".join(map(_letter, run)) in ("dp", "pd", "pdp"):
+            yield run
+
+
+def _letter(work: Work) -> str:
+    """d for depthwise, p for pointwise, x for anything else."""
+    stage = work.stage
+    if not isinstance(stage, Convolution) or stage.depth is not None:
+        return "x"
+    if is_depthwise(stage):
+        return "d"
+    return "p" if stage.groups == stage.taps == 1 else "x"
+
+
+def _describe(work: Work) -> str:
+    stage = work.stage
+    assert isinstance(stage, Convolution)
+    kind = f"dw{stage.kernel[0]}" if is_depthwise(stage) else "pw"
+    return f"{kind} {stage.in_channels}→{stage.out_channels} @{stage.out_height}"
 
 
 def run(*, quick: bool = False) -> Report:
-    """Plan the pairs of three models for `MACHINE`."""
-    machine = GpuMachine.load(MACHINE)
-    return report_of([pair for model in MODELS[: 1 if quick else None] for pair in pairs_of(model, machine)])
+    """Plan the groups of layers of the models for all GPUs."""
+    found: list[Group] = []
+    for model in MODELS[: 1 if quick else None]:
+        sequences = sequences_of(model)
+        for gpu, machine in GPUS.items():
+            planner = GpuPlanner(GpuMachine.load(machine))
+            planned = (plan(works, gpu, model, planner) for works in groups_in(sequences))
+            found += [group for group in planned if group is not None]
+    return report_of(found)
 
 
-def report_of(pairs: list[Pair]) -> Report:
-    """The table and the largest saving."""
+def report_of(groups: Sequence[Group]) -> Report:
+    """The table, and what it comes to per GPU and model."""
     report = Report(
         "gpu",
-        f"Planned DRAM traffic of layer pairs on {MACHINE}",
-        ["model", "layers", "unfused KiB", "fused KiB", "saving %"],
+        "Global memory traffic of neighbouring layers by the planner, fp32, batch 1 (FusePlanner: arXiv 2404.19331)",
+        ["GPU", "model", "layers", *HEADINGS],
     )
-    for pair in pairs:
-        cells = [pair.unfused_bytes / 1024, pair.fused_bytes / 1024]
-        feasible = pair.fused_bytes != float("inf")
-        report.rows.append(
-            [pair.model, pair.stages, cells[0], *([cells[1], 100 * pair.saving] if feasible else ["does not fit", "–"])]
-        )
-    best = max(pairs, key=lambda pair: pair.saving)
+    for one in groups:
+        fused: list[str | float] = ["no kernel", "–"]
+        if one.fused is not None:
+            fused = [one.fused.global_bytes / 1024, one.fused.time_us]
+        by_time = [one.apart.global_bytes / 1024, fused[0], one.apart.time_us, fused[1], one.kernels, 100 * one.saving]
+        by_bytes = [one.apart.least_bytes / 1024, one.least_bytes / 1024, 100 * one.saving_by_bytes]
+        report.rows.append([one.gpu, one.model, ", ".join(one.layers), *by_time, *by_bytes])
+    for gpu in dict.fromkeys(one.gpu for one in groups):
+        report.summary.append(_summary([one for one in groups if one.gpu == gpu and len(one.layers) == PAIR], gpu))
+        blocks = [one for one in groups if one.gpu == gpu and len(one.layers) > PAIR]
+        if blocks:
+            report.summary.append(_summary(blocks, gpu))
     report.summary.append(
-        f"GPU: the largest saving over {len(pairs)} pairs planned for {MACHINE} is {best.saving:.0%} ({best.model}, "
-        f"{best.stages}); FusePlanner reports {PUBLISHED_SAVING:.0%} at most"
+        f"FusePlanner reports up to {PUBLISHED_SAVING:.0%} less for pairs on these GPUs, and fuses no three layers. "
+        "Bytes are planned, not measured. 'kernels' is how many the quickest plan has: where fusing is predicted to "
+        "take longer, layers stay apart, and nothing is saved."
     )
     return report
+
+
+def _summary(groups: Sequence[Group], gpu: str) -> str:
+    what = "pairs" if len(groups[0].layers) == PAIR else "whole inverted residuals"
+    whole = sum(one.kernels == 1 for one in groups)
+    best, least = max(groups, key=lambda one: one.saving), max(groups, key=lambda one: one.saving_by_bytes)
+    by_time = 1 - sum(one.planned.global_bytes for one in groups) / sum(one.apart.global_bytes for one in groups)
+    by_bytes = 1 - sum(one.least_bytes for one in groups) / sum(one.apart.least_bytes for one in groups)
+    return (
+        f"{gpu}: {whole} of {len(groups)} {what} become one kernel in the quickest plan, which saves at most "
+        f"{best.saving:.0%} of global bytes ({best.model}: {', '.join(best.layers)}), {by_time:.0%} over all; the plan "
+        f"of fewest bytes at most {least.saving_by_bytes:.0%} ({least.model}: {', '.join(least.layers)}), "
+        f"{by_bytes:.0%} over all"
+    )

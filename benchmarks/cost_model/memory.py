@@ -10,6 +10,7 @@ import sepc
 from benchmarks import models
 from benchmarks.cost_model.regions import captured, run_passes
 from benchmarks.cost_model.results import Report
+from sepc.backends.lowering import CpuLowering
 from sepc.backends.program import assemble
 from sepc.target import Target
 
@@ -36,7 +37,7 @@ def arena_bytes(model: str, size: int, *, fuse: bool, threads: int) -> int:
     graph_module = captured(module, inputs)
     without = () if fuse else ("fuse",)
     run_passes(graph_module, target, threads, "canonicalize", "plan-memory", without=without)
-    return assemble(graph_module, target.vector_lanes, threads).program.arena_bytes
+    return assemble(graph_module, CpuLowering(target.vector_lanes), threads).program.arena_bytes
 
 
 def arena_bytes_for_memory(model: str, size: int, threads: int) -> int:

@@ -127,7 +127,7 @@ def run_passes(
     """Run the compiler's passes from `first` to `last`, leaving out those named by `without`."""
     names = [one.name for one in PIPELINE]
     chosen = PIPELINE[names.index(first) : names.index(last) + 1]
-    context = PassContext(target=target, machine=target.machine, threads=threads)
+    context = PassContext(target=target, machine=target.planned_for, threads=threads)
     PassManager([one for one in chosen if one.name not in without]).run(graph_module, context)
 
 

@@ -15,18 +15,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 import tvm
 
 from sepc._remote import Remote
-from sepc.backends.program import Assembled
+from sepc.backends.gpu import build as gpu_build
+from sepc.backends.gpu.lowering import GpuLowering
+from sepc.backends.gpu.scalars import LANGUAGES
+from sepc.backends.gpu.source import source_of as gpu_source_of
+from sepc.backends.lowering import CpuLowering, Lowering
+from sepc.backends.program import Assembled, constants_of
 from sepc.backends.remote import RemoteExecutable
 from sepc.backends.stages.vector import Expr
 from sepc.bundle import emulation
 from sepc.c_compiler import c_compiler
 from sepc.errors import BuildError, KernelError
 from sepc.progress import progress, waiting
-from sepc.runtime.executable import AnyExecutable, Executable, aligned_bytes
+from sepc.runtime.executable import AnyExecutable, Executable
 from sepc.runtime.program import KernelCall
 from sepc.target import Target
 
@@ -41,28 +45,26 @@ def build(
     The constants of `assembled` are gone afterwards: they are kept once, in the executable. Raises KernelError for
     kernels that cannot be compiled, BuildError where the rest fails, ArtifactError where the library cannot be loaded.
     """
+    if target.gpu is not None and target.kind != "llvm":
+        return gpu_build.build(assembled, target.gpu, target.kind)
     started = time.perf_counter()
     program = assembled.program
     if runner is not None or not target.is_of_host_architecture:
         kernels = compile_module(assembled.functions, target, emulation.NAME)
-        parts = target, threads, program, _constants(assembled), kernels
+        parts = target, threads, program, constants_of(assembled), kernels
         foreign = emulation.ForeignExecutable(*parts) if runner is None else RemoteExecutable(*parts, runner)
         return foreign, {"kernels": time.perf_counter() - started}
     with _build_directory() as directory:
         objects = compile_objects(assembled.functions, target, directory)
         compiled = time.perf_counter()
         library = link(objects, entry_source(program.segments, assembled.parameters), directory).read_bytes()
-    executable = Executable.load(program, library, _constants(assembled))
+    executable = Executable.load(program, library, constants_of(assembled))
     return executable, {"kernels": compiled - started, "link": time.perf_counter() - compiled}
 
 
-def _constants(assembled: Assembled) -> torch.Tensor:
-    """The program's constants, which `assembled` then has no more."""
-    constants = aligned_bytes(assembled.program.constants_bytes)
-    if assembled.constants:
-        constants.copy_(torch.frombuffer(assembled.constants, dtype=torch.uint8))
-        assembled.constants = bytearray()
-    return constants
+def lowering_for(target: Target) -> Lowering:
+    """What makes kernels for `target`."""
+    return CpuLowering(target.vector_lanes) if target.gpu is None else GpuLowering(target.gpu)
 
 
 def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path) -> list[Path]:
@@ -140,9 +142,12 @@ def _last_line(error: Exception) -> str:
 
 
 def source_of(function: Expr, form: str, target: Target) -> str:
-    """The code of one raw kernel as "tirx", "llvm" or "asm"."""
+    """The code of one kernel as "tirx"; of one for a CPU as "llvm" or "asm", of one for a GPU as "cuda" or "opencl"."""
     if form == "tirx":
         return str(function.script())
+    language = next((one for one in LANGUAGES if one == form), None)
+    if language is not None:
+        return gpu_source_of({str(function.attrs["global_symbol"]): function}, language)
     module = compile_function(function, target).mod
     return str(module.inspect_source({"llvm": "ll", "asm": "asm"}[form]))
 

@@ -58,14 +58,14 @@ class GenericKernel:
         name: its C symbol.
         function: the raw `tvm.tirx.PrimFunc`, for ``tvm.compile(function, target, tir_pipeline="tirx")``.
         inputs, outputs: buffer ids in the order of the C arguments, which are inputs, outputs, thread, threads.
-        parallel: whether threads share the work; otherwise thread 0 does it all and the others return at once.
+        tasks: how many tasks threads share; of one, thread 0 does it and the others return at once.
     """
 
     name: str
     function: Any
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    parallel: bool
+    tasks: int
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,8 @@ class _Lowering:
 
         inputs, outputs = tuple(map(identify, nest.reads)), tuple(map(identify, nest.writes))
         symbol = f"{self.name}_{position}"
-        function, parallel = generic_schedule.raw_kernel(generic_schedule.scheduled(nest.function, self.lanes), symbol)
-        return GenericKernel(symbol, function, inputs, outputs, parallel)
+        function, tasks = generic_schedule.raw_kernel(generic_schedule.scheduled(nest.function, self.lanes), symbol)
+        return GenericKernel(symbol, function, inputs, outputs, tasks)
 
 
 def _checked(value: Any, node: fx.Node) -> Any:

@@ -255,8 +255,8 @@ def _passes() -> Any:
     )
 
 
-def raw_kernel(function: PrimFunc, name: str) -> tuple[PrimFunc, bool]:
-    """The scheduled nest as ``int32 name(ptr…, int32 thread, int32 threads)``, and whether threads share its work.
+def raw_kernel(function: PrimFunc, name: str) -> tuple[PrimFunc, int]:
+    """The scheduled nest as ``int32 name(ptr…, int32 thread, int32 threads)``, and how many tasks threads share.
 
     Without a parallel loop, thread 0 does everything.
     """
@@ -265,12 +265,12 @@ def raw_kernel(function: PrimFunc, name: str) -> tuple[PrimFunc, bool]:
     thread, threads = tirx.Var("thread", "int32"), tirx.Var("threads", "int32")
     statements = list(lowered.body.seq) if isinstance(lowered.body, tirx.SeqStmt) else [lowered.body]
     result: list[Any] = [tirx.DeclBuffer(b, data=p) for b, p in zip(lowered.params, pointers, strict=True)]
-    parallel = False
+    tasks = 1
     for statement in statements:
         if isinstance(statement, tirx.DeclBuffer):
             result.append(statement)  # a flat view of a parameter
         elif isinstance(statement, tirx.For) and int(statement.kind) == _PARALLEL:
-            parallel = True
+            tasks = max(tasks, int(statement.extent))
             result += _shared_loop(statement, thread, threads)
         else:
             result.append(tirx.IfThenElse(thread == 0, statement, None))
@@ -278,7 +278,7 @@ def raw_kernel(function: PrimFunc, name: str) -> tuple[PrimFunc, bool]:
     raw = tirx.PrimFunc([*pointers, thread, threads], tirx.SeqStmt(result), ret_type=tvm.ir.PrimType("int32"))
     for key, value in (("global_symbol", name), ("calling_conv", 1), ("tirx.noalias", True)):
         raw = raw.with_attr(key, value)
-    return raw, parallel
+    return raw, tasks
 
 
 def _shared_loop(loop: Any, thread: Any, threads: Any) -> list[Any]:

@@ -96,7 +96,7 @@ def _plain_maker(
     anchor: fx.Node, conv: Convolution, tiling: DenseTiling | LaneTiling, arguments: Arguments, turn_rows: int
 ) -> StageMaker:
     """Pack the constants of the convolution `anchor`, and add them to `arguments`."""
-    packed = _packed(_weight(anchor, conv, arguments), conv, tiling, arguments)
+    packed = _packed(weight_of(anchor, conv, arguments), conv, tiling, arguments)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
     lanes = arguments.lanes(conv.element)
 
@@ -220,7 +220,7 @@ def _product_maker(
 ) -> StageMaker:
     """The same for an algorithm of several products, which also needs scratch."""
     algorithm: type[ProductStage[Any]] = StrassenStage if isinstance(tiling, StrassenTiling) else WinogradStage
-    packed = algorithm.pack_weights(_weight(anchor, conv, arguments), conv, tiling)
+    packed = algorithm.pack_weights(weight_of(anchor, conv, arguments), conv, tiling)
     name, bias = arguments.constant("weight", packed), _bias(anchor, arguments)
     per_thread = algorithm.scratch_elements(conv, tiling) + THREAD_GAP_ELEMENTS
     scratch = arguments.scratch(per_thread * conv.element.size_bytes)
@@ -234,7 +234,7 @@ def _product_maker(
     return make
 
 
-def _weight(anchor: fx.Node, conv: Convolution, arguments: Arguments) -> FloatArray:
+def weight_of(anchor: fx.Node, conv: Convolution, arguments: Arguments) -> FloatArray:
     """The weights of the convolution or linear layer `anchor`: [O, I/groups, KH, KW]."""
     accessor = layers.Linear.of(anchor) if layers.Linear.matches(anchor) else layers.Conv.of(anchor)
     array = arguments.array(accessor.weight)
@@ -243,6 +243,12 @@ def _weight(anchor: fx.Node, conv: Convolution, arguments: Arguments) -> FloatAr
 
 def _bias(anchor: fx.Node, arguments: Arguments) -> str:
     """Add the bias of `anchor` to `arguments`; returns its parameter name, empty where there is none."""
+    bias = bias_of(anchor, arguments)
+    return "" if bias is None else arguments.constant("bias", bias)
+
+
+def bias_of(anchor: fx.Node, arguments: Arguments) -> FloatArray | None:
+    """The bias of the convolution or linear layer `anchor`, if it has one."""
     accessors = (layers.Linear, layers.Conv, layers.ConvTranspose)
     accessor = next(accessor for accessor in accessors if accessor.matches(anchor)).of(anchor)
-    return "" if accessor.bias is None else arguments.constant("bias", arguments.array(accessor.bias))
+    return None if accessor.bias is None else arguments.array(accessor.bias)

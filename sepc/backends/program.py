@@ -16,15 +16,14 @@ from torch import fx
 
 from sepc.backends import generic
 from sepc.backends.arguments import Argument, Result, Scratch
-from sepc.backends.regions import LoweredKernel, lower, lower_chain, lower_concatenation
+from sepc.backends.lowering import Lowering
 from sepc.backends.stages.vector import Expr
-from sepc.cost_model.tiling import ChainTiling, RowTiling
 from sepc.errors import VerificationError
 from sepc.ir import ops, region
 from sepc.ir.layout import layout, same_strides, storage_elements
 from sepc.ir.problem import contiguous_strides
-from sepc.passes.choose_tiling import chain_problems, choice, region_problem
 from sepc.passes.plan_memory import ALIGNMENT_BYTES, MemoryPlan
+from sepc.runtime.executable import aligned_bytes
 from sepc.runtime.host_graph import HostGraph, HostOp
 from sepc.runtime.program import (
     ARENA,
@@ -71,19 +70,23 @@ class Assembled:
     checks: list[RegionCheck] = field(default_factory=list)
 
 
-def assemble(graph_module: fx.GraphModule, vector_lanes: int, threads: int, on_host: Collection[str] = ()) -> Assembled:
+def assemble(
+    graph_module: fx.GraphModule, lowering: Lowering, threads: int, on_host: Collection[str] = ()
+) -> Assembled:
     """The program of a graph whose layouts, tilings and memory are planned, for calls with up to `threads` threads.
 
     The regions named in `on_host` are not offered to TVM.
     """
-    return _Assembler(graph_module, vector_lanes, threads, on_host).run()
+    return _Assembler(graph_module, lowering, threads, on_host).run()
 
 
 class _Assembler:
     """One run of `assemble`."""
 
-    def __init__(self, graph_module: fx.GraphModule, vector_lanes: int, threads: int, on_host: Collection[str]) -> None:
-        self.graph_module, self.lanes, self.threads, self.on_host = graph_module, vector_lanes, threads, on_host
+    def __init__(
+        self, graph_module: fx.GraphModule, lowering: Lowering, threads: int, on_host: Collection[str]
+    ) -> None:
+        self.graph_module, self.lowering, self.threads, self.on_host = graph_module, lowering, threads, on_host
         self.plan: MemoryPlan = graph_module.meta["sepc_memory"]
         self.assembled = Assembled()
         self.program = self.assembled.program
@@ -116,12 +119,14 @@ class _Assembler:
         first = self.program.number_of_calls
         symbols: tuple[str, ...] = ()
         if kind.kernel == "sepc":
-            for kernel in self._lowered(node, graph):
-                self._kernel_call(kernel.name, kernel.function, [self._argument(node, a) for a in kernel.arguments])
+            for kernel in self.lowering.kernels(node, graph):
+                threads = kernel.threads or self.threads
+                arguments = [self._argument(node, argument, threads) for argument in kernel.arguments]
+                self._kernel_call(kernel.name, kernel.function, arguments)
                 symbols += (kernel.name,)
         else:
             on_host = node.name in self.on_host or _results_of(node)[1] is not None
-            lowered = None if on_host else generic.lower(graph, f"sepc_{node.name}", self.lanes)
+            lowered = None if on_host else self.lowering.generic(graph, f"sepc_{node.name}")
             if not isinstance(lowered, generic.GenericRegion) or not _is_dense(node):
                 self._host_call(node, graph)
             else:
@@ -129,21 +134,6 @@ class _Assembler:
                 symbols = self._generic_calls(node, lowered)
         self.program.calls[node.name] = (first, self.program.number_of_calls)
         self.program.symbols[node.name] = symbols
-
-    def _lowered(self, node: fx.Node, graph: fx.GraphModule) -> list[LoweredKernel]:
-        """The kernels of a region, in order; none for a concatenation whose inputs are all in their places already."""
-        tiling = choice(node).tiling
-        if region.info(node).kind == "chain" and isinstance(tiling, ChainTiling):
-            return [lower_chain(graph, chain_problems(node, graph), tiling, self.lanes)]
-        if region.info(node).kind != "concatenation":
-            return lower(graph, region_problem(node, graph), tiling, self.lanes)
-        given = [None if layout(value).base is node else layout(value).strides for value in region.inputs(node)]
-        constants = len(given) < len(region.computations(graph)[0].all_input_nodes)
-        if not constants and not any(given):
-            return []
-        if not isinstance(tiling, RowTiling):
-            raise VerificationError("A tiling does not fit a concatenation", where=node.name, why=str(tiling))
-        return [lower_concatenation(graph, given, layout(node).strides, tiling, self.lanes)]
 
     # ---- calls
 
@@ -190,11 +180,11 @@ class _Assembler:
 
     # ---- memory
 
-    def _argument(self, node: fx.Node, argument: Argument) -> Pointer:
+    def _argument(self, node: fx.Node, argument: Argument, threads: int) -> Pointer:
         if isinstance(argument, Result):
             return self._pointer(region.owners(node)[argument.position])
         if isinstance(argument, Scratch):
-            needed = argument.shared_bytes + argument.bytes_per_thread * self.threads
+            needed = argument.shared_bytes + argument.bytes_per_thread * threads
             return Pointer(ARENA, self._scratch(node, needed))
         if isinstance(argument, int):
             return self._pointer(region.inputs(node)[argument])
@@ -227,6 +217,15 @@ class _Assembler:
         offset = len(constants)
         constants.extend(np.ascontiguousarray(array).tobytes())
         return offset
+
+
+def constants_of(assembled: Assembled) -> torch.Tensor:
+    """The program's constants, which `assembled` then has no more."""
+    constants = aligned_bytes(assembled.program.constants_bytes)
+    if assembled.constants:
+        constants.copy_(torch.frombuffer(assembled.constants, dtype=torch.uint8))
+        assembled.constants = bytearray()
+    return constants
 
 
 def _host_graph(graph: fx.GraphModule) -> HostGraph:

@@ -9,7 +9,6 @@ from torch import fx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.elementwise import Expression
-from sepc.backends.stages.kernel import Frame
 from sepc.backends.stages.row_means import RowMeans
 from sepc.backends.stages.vector import Expr, Index, Operand, cast, lanes_of, transpose
 from sepc.ir import ops
@@ -18,11 +17,21 @@ from sepc.ir.problem import Problem, Strides
 from sepc.ir.stage import Pooling
 
 
-def sink_of(problem: Problem, frame: Frame, names: Mapping[fx.Node, str], write: Operand, means: str) -> Sink:
-    """What becomes of the results of the problem's stage in a frame; `means`: the parameter for the row means."""
-    operands = {node: Operand(frame.buffers[names[node]], strides) for node, strides in problem.operands.items()}
-    sums = RowMeans(Operand(frame.buffers[means], problem.row_means), extents_of(problem)[2]) if means else None
-    return Sink(problem.anchor, Expression(problem.epilogue, operands), write, sums)
+def sink_of(
+    problem: Problem, buffers: Mapping[str, Expr], names: Mapping[fx.Node, str], write: Operand, means: str = ""
+) -> Sink:
+    """What becomes of the results of the problem's stage, given the kernel's buffers by parameter name.
+
+    `names`: the parameters of what the elementwise operators read; `means`: that for the row means.
+    """
+    sums = RowMeans(Operand(buffers[means], problem.row_means), extents_of(problem)[2]) if means else None
+    return Sink(problem.anchor, expression_of(problem, buffers, names), write, sums)
+
+
+def expression_of(problem: Problem, buffers: Mapping[str, Expr], names: Mapping[fx.Node, str]) -> Expression:
+    """The elementwise operators that follow the problem's stage."""
+    operands = {node: Operand(buffers[names[node]], strides) for node, strides in problem.operands.items()}
+    return Expression(problem.epilogue, operands)
 
 
 def is_transposed(strides: Strides) -> bool:

@@ -7,7 +7,7 @@ memory blocks, so that `sepc.runtime.program` is all that its C source tells: wh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,21 +141,34 @@ class Bundle:
         for template, name in templates.items():
             yield name, render(template, b=self).encode()
         yield "kernels.o", self.objects
+        yield "weights.bin", self.weights
+
+    @property
+    def weights(self) -> bytes | memoryview:
+        """The weights; at least a byte, since nothing has the address of no bytes."""
         constants = self.constants[: self.program.constants_bytes]
-        yield "weights.bin", constants.numpy().data if len(constants) else bytes(1)
+        return constants.numpy().data if len(constants) else bytes(1)
 
     def write(self, directory: Path) -> list[Path]:
         """Write the files into `directory`, which is made if need be. Raises ArtifactError if that cannot be."""
-        paths = []
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for name, content in self.files():
-                paths.append(directory / name)
-                paths[-1].write_bytes(content)
-        except OSError as error:
-            why = error.strerror or str(error)
-            raise ArtifactError("The bundle cannot be written", where=str(directory), why=why) from error
-        return paths
+        return write_files(directory, self.files())
+
+
+def write_files(directory: Path, files: Iterable[tuple[str, bytes | memoryview]]) -> list[Path]:
+    """Write files of these names and contents into `directory`, which is made if need be.
+
+    Raises ArtifactError if that cannot be.
+    """
+    paths = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files:
+            paths.append(directory / name)
+            paths[-1].write_bytes(content)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ArtifactError("The bundle cannot be written", where=str(directory), why=why) from error
+    return paths
 
 
 def render(template: str, **values: object) -> str:

@@ -160,7 +160,7 @@ def _optimize(
     from sepc.report.failure import Case, run_passes
 
     start = _Start(export(given.model, given.inputs, given.kwargs), given, _spelling(passes, options))
-    context = PassContext(target, target.machine, options.threads, target.element)
+    context = PassContext(target, target.planned_for, options.threads, target.element)
     captured = start.captured(context)
     context.example_inputs = tuple(captured.flatten(given.inputs, given.kwargs))
     manager = PassManager(passes, options.verify_each, observers)

@@ -1,7 +1,8 @@
 """Descriptions of GPUs: multiprocessors, what one of them holds, and the memory outside of them.
 
-As for CPUs (`sepc.cost_model.machine`) a description is data: ``machines/sm_<compute capability>.toml``. A cycle is one
-of the multiprocessors' clock, also for the rate of the second-level cache, which serves all of them.
+As for CPUs (`sepc.cost_model.machine`) a description is data: ``machines/sm_<compute capability>.toml``, with the name
+of the part behind that where it is not the usual one, and ``machines/opencl.toml``. A cycle is one of the
+multiprocessors' clock, also for the rate of the second-level cache, which serves all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
-from sepc.cost_model.machine import GPU_PREFIX, descriptions, malformed, read_description
+from sepc.cost_model.machine import GPU_PREFIXES, descriptions, malformed, read_description
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class GpuMachine:
 
     Args:
         name: the description's name.
-        architecture: 'cuda'.
+        architecture: 'sm_<compute capability>', or 'opencl'.
         multiprocessors: how many there are.
         clock_ghz: their clock under sustained load.
         warp_size: threads that execute together.
@@ -76,7 +77,7 @@ class GpuMachine:
     @staticmethod
     def known() -> tuple[str, ...]:
         """Names of all descriptions of GPUs, sorted."""
-        return tuple(name for name in descriptions() if name.startswith(GPU_PREFIX))
+        return tuple(name for name in descriptions() if name.startswith(GPU_PREFIXES))
 
     @property
     def peak_flops(self) -> float:

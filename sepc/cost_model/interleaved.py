@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from sepc.cost_model.latency import Cost
+from sepc.cost_model.latency import in_sequence
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice, choose
 from sepc.cost_model.tiling import DenseTiling, InterleavedTiling, LaneTiling
@@ -31,18 +31,4 @@ def choose_interleaved(
         for phase in stage.phases
     ]
     tilings = tuple(one.tiling for one in choices if isinstance(one.tiling, DenseTiling | LaneTiling))
-    return Choice(InterleavedTiling(tilings), _together([one.cost for one in choices], machine))
-
-
-def _together(costs: list[Cost], machine: Machine) -> Cost:
-    longest = max(costs, key=lambda cost: cost.time_us)
-    levels = [name for name, _ in longest.bytes_per_level]
-    bytes_per_level = tuple((name, sum(dict(cost.bytes_per_level)[name] for cost in costs)) for name in levels)
-    return Cost(
-        sum(cost.flops for cost in costs),
-        sum(cost.compute_us for cost in costs),
-        bytes_per_level,
-        sum(cost.bytes_moved for cost in costs),
-        sum(cost.time_us for cost in costs) - (len(costs) - 1) * machine.kernel_overhead_us,
-        longest.bottleneck,
-    )
+    return Choice(InterleavedTiling(tilings), in_sequence([one.cost for one in choices], -machine.kernel_overhead_us))

@@ -99,6 +99,21 @@ def time_of(
     return Cost(flops, machine.cycles_to_us(cycles), bytes_per_level, bytes_moved, time_us, bottleneck)
 
 
+def in_sequence(costs: Sequence[Cost], between_us: float) -> Cost:
+    """The cost of one after the other, with `between_us` after each but the last (less than 0: what it saves)."""
+    longest = max(costs, key=lambda cost: cost.time_us)
+    levels = [name for name, _ in longest.bytes_per_level]
+    bytes_per_level = tuple((name, sum(dict(cost.bytes_per_level)[name] for cost in costs)) for name in levels)
+    return Cost(
+        sum(cost.flops for cost in costs),
+        sum(cost.compute_us for cost in costs),
+        bytes_per_level,
+        sum(cost.bytes_moved for cost in costs),
+        sum(cost.time_us for cost in costs) + (len(costs) - 1) * between_us,
+        longest.bottleneck,
+    )
+
+
 def _fetched(nest: Nest, machine: Machine, threads: int) -> list[Footprint]:
     """Per level behind the first: what the busiest thread moves between it and the levels before it.
 

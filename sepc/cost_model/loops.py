@@ -235,7 +235,7 @@ def _pooling_loops(pool: Pooling, tiling: LaneTiling, lanes: int) -> tuple[list[
     return loops, Extents(channels=width), measure
 
 
-def run_bytes(channels: int, pixel_channels: int, element: Element = FLOAT32) -> int:
+def run_bytes(channels: int, pixel_channels: int, element: Element = FLOAT32, line_bytes: int = LINE_BYTES) -> int:
     """Bytes of the lines that a run of `channels` neighbouring channels, out of `pixel_channels`, touches on average.
 
     Runs start at multiples of their own length within a pixel. Neighbouring pixels of few channels share lines.
@@ -243,7 +243,7 @@ def run_bytes(channels: int, pixel_channels: int, element: Element = FLOAT32) ->
     run, pixel = element.size_bytes * channels, element.size_bytes * pixel_channels
     if run >= pixel:
         return pixel
-    return min(pixel, run + LINE_BYTES - math.gcd(run, pixel, LINE_BYTES))
+    return min(pixel, run + line_bytes - math.gcd(run, pixel, line_bytes))
 
 
 def set_share(channels: int, pixel_channels: int, element: Element = FLOAT32) -> float:

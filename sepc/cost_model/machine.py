@@ -20,7 +20,8 @@ from sepc.errors import TargetError, did_you_mean
 from sepc.ir.element import FLOAT32, Element
 
 MACHINES_DIRECTORY: Final = Path(__file__).parent / "machines"
-GPU_PREFIX: Final = "sm_"
+GPU_PREFIXES: Final = ("sm_", "opencl")
+"""What the names of descriptions of GPUs begin with."""
 UNKNOWN_STRIPS: Final = 0.5
 """Rate of strips relative to that in order, behind the second level, where a description does not state it.
 
@@ -148,7 +149,7 @@ class Machine:
     @staticmethod
     def known() -> tuple[str, ...]:
         """Names of all descriptions of CPUs, sorted."""
-        return tuple(name for name in descriptions() if not name.startswith(GPU_PREFIX))
+        return tuple(name for name in descriptions() if not name.startswith(GPU_PREFIXES))
 
     @property
     def has_memory_operands(self) -> bool:
@@ -312,7 +313,7 @@ def _inconsistency(machine: Machine) -> str:
 
 def malformed(name: str, problem: str) -> TargetError:
     """The error for a description with that problem."""
-    like, module = ("sm_80", "gpu_machine") if name.startswith(GPU_PREFIX) else ("znver5", "machine")
+    like, module = ("sm_80", "gpu_machine") if name.startswith(GPU_PREFIXES) else ("znver5", "machine")
     return TargetError(
         f"The machine description '{name}' is malformed",
         where=f"machines/{name}.toml",

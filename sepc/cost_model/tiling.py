@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from sepc.cost_model.gpu_tiling import GpuTiling
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import WINOGRAD_TAPS, Convolution
 
@@ -283,4 +284,4 @@ class InterleavedTiling:
         return f"{len(self.phases)} phases: " + "; ".join(dict.fromkeys(map(str, self.phases)))
 
 
-Tiling = StageTiling | ChainTiling | InterleavedTiling
+Tiling = StageTiling | ChainTiling | InterleavedTiling | GpuTiling

@@ -19,22 +19,20 @@ from typing import ClassVar
 
 from torch import fx
 
-from sepc.cost_model.chain import Objective, choose_chain
-from sepc.cost_model.group_normalization import choose_group_normalization
-from sepc.cost_model.interleaved import choose_interleaved
-from sepc.cost_model.machine import Machine
-from sepc.cost_model.search import Choice, choose
+from sepc.cost_model.chain import Objective
+from sepc.cost_model.planner import Planner
+from sepc.cost_model.search import Choice
 from sepc.cost_model.tiling import ProductTiling
+from sepc.cost_model.work import Work
 from sepc.errors import VerificationError
 from sepc.ir import region
 from sepc.ir.anchors import UnsupportedRegionError
-from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.layout import layout
-from sepc.ir.links import analyse_chain, chain_of
-from sepc.ir.phases import Interleaved
+from sepc.ir.links import analyse_chain
 from sepc.ir.problem import Problem, analyse, copy_problem
 from sepc.ir.stage import Map, Stage
 from sepc.passes.manager import PassContext
+from sepc.passes.sequences import work_of
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,13 @@ class ChooseTiling:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Annotate the regions of `graph_module`; counts as a change only where a region was handed to PyTorch."""
-        machine = context.machine_for(self.name)
+        planner = context.planner_for(self.name)
         handed_over = False
         for node, graph in region.regions(graph_module):
             if region.info(node).kernel != "sepc":
                 continue
             try:
-                found = _choose(node, graph, machine, context.threads, self.objective)
+                found = _choose(node, graph, planner, self.objective)
                 node.meta["sepc_tiling"] = found
                 _note_algorithms(node, found, context)
             except UnsupportedRegionError as error:
@@ -110,28 +108,12 @@ def _largest_copy(node: fx.Node) -> Stage:
     return max(copies, key=lambda copy: copy.flops, default=Map((1,)))
 
 
-def _choose(node: fx.Node, graph: fx.GraphModule, machine: Machine, threads: int, objective: Objective) -> Choice:
+def _choose(node: fx.Node, graph: fx.GraphModule, planner: Planner, objective: Objective) -> Choice:
     if region.info(node).kind == "concatenation":
-        return choose(_largest_copy(node), machine, threads)
+        return planner.choose(Work(_largest_copy(node)))
     if region.info(node).kind == "chain":
-        problems = chain_problems(node, graph)
-        costs = tuple(problem.epilogue_cost for problem in problems)
-        operands = sum(problem.operand_bytes for problem in problems)
-        chain = chain_of(problems)
-        return choose_chain(chain, machine, threads, epilogue_costs=costs, operand_bytes=operands, objective=objective)
-    problem = region_problem(node, graph)
-    operand_bytes, cost = problem.operand_bytes, problem.epilogue_cost
-    if isinstance(problem.stage, GroupNormalization):
-        return choose_group_normalization(
-            problem.stage, machine, threads, epilogue_cost=cost, operand_bytes=operand_bytes
-        )
-    if isinstance(problem.stage, Interleaved):
-        return choose_interleaved(problem.stage, machine, threads, epilogue_cost=cost, operand_bytes=operand_bytes)
-    return choose(
-        problem.stage,
-        machine,
-        threads,
-        epilogue_cost=cost,
-        operand_bytes=operand_bytes,
-        mixing="nothing" if objective == "memory" else problem.mixing,
-    )
+        found = planner.choose_chain([work_of(problem) for problem in chain_problems(node, graph)], objective)
+        if found is None:
+            raise UnsupportedRegionError("there is no kernel of all of it on this machine")
+        return found
+    return planner.choose(work_of(region_problem(node, graph)), objective)

@@ -4,7 +4,8 @@ Pattern. Regions r₁ → r₂ → … → rₙ over images, each the only reade
 
 Equation. cost(r₁ … rₙ) = min over cuts of Σ cost(piece): the shortest path through the points between the regions, an
 edge from i to j being the regions rᵢ₊₁ … rⱼ as one kernel. One region costs what its best tiling costs; several cost
-what their best chain tiling costs, in which each link's rows stay in a ring buffer (`sepc.backends.stages.chain`).
+what their best chain tiling costs, in which each link's rows stay in a ring buffer (`sepc.backends.stages.chain`), or
+on a GPU in shared memory; what no kernel computes is no edge.
 With the objective "memory", bytes come first: with peak(piece) the bytes in use while a piece runs, its ring buffers
 included, only the pieces of peak ≤ limit are edges, where limit is the least that the whole graph can do with,
 
@@ -29,12 +30,11 @@ import networkx as nx
 from torch import fx
 
 from sepc.cost_model.chain import Objective
-from sepc.cost_model.machine import Machine
+from sepc.cost_model.planner import Planner
 from sepc.ir import region
-from sepc.ir.links import chain_of
 from sepc.passes.live_bytes import LiveBytes
 from sepc.passes.manager import PassContext
-from sepc.passes.sequences import RegionSequence, find_sequences, piece_time_us
+from sepc.passes.sequences import RegionSequence, find_sequences, piece_time_us, work_of
 
 LONGEST: Final[Mapping[Objective, int]] = {"time": 4, "memory": 5}
 """Links of a chain at most, as generating the code of one takes longer with each."""
@@ -49,11 +49,11 @@ class Fuse:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module`; returns whether anything was fused."""
-        machine = context.machine_for(self.name)
+        planner = context.planner_for(self.name)
         sequences = list(find_sequences(graph_module))
-        ways = [self._ways(sequence, machine, context.threads) for sequence in sequences]
+        ways = [self._ways(sequence, planner) for sequence in sequences]
         if self.objective == "memory":
-            _keep_small(graph_module, sequences, ways, context)
+            _keep_small(graph_module, sequences, ways, planner, context)
         count = 0
         for sequence, graph in zip(sequences, ways, strict=True):
             for begin, end in _cut(sequence, graph, context):
@@ -64,14 +64,15 @@ class Fuse:
                 count += 1
         return count > 0
 
-    def _ways(self, sequence: RegionSequence, machine: Machine, threads: int) -> nx.DiGraph[int]:
+    def _ways(self, sequence: RegionSequence, planner: Planner) -> nx.DiGraph[int]:
         """The ways through a sequence: from point to point between its regions, an edge for what may be one kernel."""
         ways: nx.DiGraph[int] = nx.DiGraph()
         links = sequence.links
         for begin, end in combinations(range(len(links) + 1), 2):
             if end - begin <= LONGEST[self.objective]:
-                time_us = piece_time_us(links[begin:end], machine, threads, self.objective)
-                ways.add_edge(begin, end, time_us=time_us)
+                time_us = piece_time_us(links[begin:end], planner, self.objective)
+                if time_us is not None:
+                    ways.add_edge(begin, end, time_us=time_us)
         return ways
 
 
@@ -100,6 +101,7 @@ def _keep_small(
     graph_module: fx.GraphModule,
     sequences: Sequence[RegionSequence],
     ways: Sequence[nx.DiGraph[int]],
+    planner: Planner,
     context: PassContext,
 ) -> None:
     """Remove from `ways` every piece that takes more memory than the graph has to take somewhere."""
@@ -108,8 +110,8 @@ def _keep_small(
     limit = max((live.during([node]) for node, _ in region.regions(graph_module) if node not in inside), default=0)
     for sequence, graph in zip(sequences, ways, strict=True):
         for begin, end in graph.edges:
-            rings = chain_of(sequence.links[begin:end]).ring_bytes(step=1)
-            peak = live.during(sequence.nodes[begin:end]) + context.threads * rings
+            scratch = planner.chain_scratch_bytes([work_of(link) for link in sequence.links[begin:end]])
+            peak = live.during(sequence.nodes[begin:end]) + scratch
             graph.edges[begin, end]["peak_bytes"] = peak
         limit = max(limit, _least_peak(graph, len(sequence.nodes)))
     for sequence, graph in zip(sequences, ways, strict=True):

@@ -31,10 +31,10 @@ import torch
 from torch import fx
 from torch.fx.node import Argument
 
-from sepc.cost_model.search import choose
+from sepc.cost_model.planner import Planner
+from sepc.cost_model.work import Work
 from sepc.ir import ops, region
 from sepc.ir.anchors import anchor_of
-from sepc.ir.convolution import Convolution
 from sepc.ir.links import CHANNELS_SECOND, analyse_chain, is_anchor, result_axes
 from sepc.ir.origin import derive
 from sepc.ir.problem import Problem, contiguous_strides
@@ -51,15 +51,15 @@ class GatherMeans:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module`; returns whether any means are gathered now."""
-        context.machine_for(self.name)
+        planner = context.planner_for(self.name)
         changed = False
         for node, _ in list(region.regions(graph_module)):
             pools = [user for user in node.users if _averages(graph_module, user, node)]
             if not pools:
                 continue
-            times_us, reason = None, _obstacle(graph_module, node, pools, context)
+            times_us, reason = None, _obstacle(graph_module, node, pools, planner)
             if not reason:
-                times_us = _times_us(_problems(region.submodule(graph_module, node)), pools, context)
+                times_us = _times_us(_problems(region.submodule(graph_module, node)), pools, planner)
                 reason = "" if times_us[1] < times_us[0] else "no gain"
             message = f"means of its rows not gathered: {reason}" if reason else "gathers the means of its rows"
             context.note(self.name, [node, *pools], message, taken=not reason, times_us=times_us)
@@ -111,7 +111,7 @@ def _averages(graph_module: fx.GraphModule, user: fx.Node, value: fx.Node) -> bo
     return len(reads) == 1 and ops.Mean.matches(reads[0]) and ops.Mean.of(reads[0]).dims == (2, 3)
 
 
-def _obstacle(graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.Node], context: PassContext) -> str:
+def _obstacle(graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.Node], planner: Planner) -> str:
     """Why the region `node` cannot gather means for `pools`, or need not; empty if it can."""
     if len(pools) == len(node.users):
         return "nobody else reads the value"
@@ -123,7 +123,7 @@ def _obstacle(graph_module: fx.GraphModule, node: fx.Node, pools: Sequence[fx.No
     graph = region.submodule(graph_module, node)
     if result_axes(graph) != CHANNELS_SECOND or ops.shape(node)[2] == 1:
         return "it is no image with rows"
-    if not is_chain and not _computes_rows(_problems(graph)[0], context):
+    if not planner.gathers_row_means([problem.link for problem in _problems(graph)]):
         return "its rows may be split between tasks"
     return ""
 
@@ -134,21 +134,17 @@ def _problems(graph: fx.GraphModule) -> tuple[Problem, ...]:
     return analyse_chain(graph, strides, contiguous_strides(ops.shape(region.result(graph))))
 
 
-def _computes_rows(problem: Problem, context: PassContext) -> bool:
-    """Whether a region of its own computes each row in one task, from left to right."""
-    stage, machine = problem.stage, context.machine_for(GatherMeans.name)
-    return isinstance(stage, Convolution) and stage.lanewise(machine.lanes(stage.element)) and stage.kernel != (1, 1)
-
-
-def _times_us(problems: Sequence[Problem], pools: Sequence[fx.Node], context: PassContext) -> tuple[float, float]:
+def _times_us(problems: Sequence[Problem], pools: Sequence[fx.Node], planner: Planner) -> tuple[float, float]:
     """Predicted times of the region and of the poolings, without gathering and with it."""
-    machine, threads, last = context.machine_for(GatherMeans.name), context.threads, problems[-1]
+    last = problems[-1]
     gathering = [*problems[:-1], replace(last, row_means=last.result)]
     stage = last.link
     image = (stage.batch, stage.out_height, stage.out_width)
     whole = Pooling(*image, 1, 1, stage.out_channels, maximum=False, adaptive=True)
-    without, with_it = (
-        piece_time_us(links, machine, threads) + len(pools) * choose(pool, machine, threads).cost.time_us
-        for links, pool in ((problems, whole), (gathering, replace(whole, in_width=1)))
-    )
-    return without, with_it
+
+    def time_us(links: Sequence[Problem], pool: Pooling) -> float:
+        kernel_us = piece_time_us(links, planner)
+        assert kernel_us is not None, "what is one region has a kernel"
+        return kernel_us + len(pools) * planner.choose(Work(pool)).cost.time_us
+
+    return time_us(problems, whole), time_us(gathering, replace(whole, in_width=1))

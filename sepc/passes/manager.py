@@ -26,7 +26,7 @@ from sepc.progress import progress
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sepc.cost_model.machine import Machine
+    from sepc.cost_model.planner import AnyMachine, Planner
     from sepc.passes.observers import Observer
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class PassContext:
     """
 
     target: Target | None = None
-    machine: Machine | None = None
+    machine: AnyMachine | None = None
     threads: int = 1
     element: Element = FLOAT32
     example_inputs: tuple[torch.Tensor, ...] | None = None
@@ -93,11 +93,17 @@ class PassContext:
         """The same for another run."""
         return replace(self, notes=[], _known=set())
 
-    def machine_for(self, pass_name: str) -> Machine:
+    def machine_for(self, pass_name: str) -> AnyMachine:
         """The machine, for the pass of that name; raises VerificationError if none is set."""
         if self.machine is None:
             raise VerificationError(f"{pass_name} needs a machine", fix="set PassContext.machine")
         return self.machine
+
+    def planner_for(self, pass_name: str) -> Planner:
+        """The machine's planner, for the pass of that name; raises VerificationError if no machine is set."""
+        from sepc.cost_model.planner import planner_of
+
+        return planner_of(self.machine_for(pass_name), self.threads)
 
     def note(
         self,

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sepc.cost_model.machine import Machine
+from sepc.cost_model.planner import AnyMachine, planner_of
 from sepc.ir import region
 from sepc.ir.element import FLOAT32, Element
 from sepc.ir.layers import Conv
@@ -25,7 +25,7 @@ from sepc.separable.geometry import Geometry
 
 @lru_cache(maxsize=4096)
 def sequence_us(
-    layers: tuple[Geometry, ...], image: tuple[int, ...], machine: Machine, threads: int, element: Element = FLOAT32
+    layers: tuple[Geometry, ...], image: tuple[int, ...], machine: AnyMachine, threads: int, element: Element = FLOAT32
 ) -> float:
     """Predicted time of convolutions one after the other, on an image [N, I, pixels...] that lies channels-last.
 
@@ -39,14 +39,14 @@ def sequence_us(
     return predicted_us(graph_module, machine, threads)
 
 
-def predicted_us(graph_module: fx.GraphModule, machine: Machine, threads: int) -> float:
-    """Predicted time of the regions of a graph that has been through all passes, and of the barriers between them.
+def predicted_us(graph_module: fx.GraphModule, machine: AnyMachine, threads: int) -> float:
+    """Predicted time of the regions of a graph that has been through all passes, and of what lies between them.
 
     Regions without a prediction, those that TVM or PyTorch run, count as nothing.
     """
     choices = [node.meta.get("sepc_tiling") for node, _ in region.regions(graph_module)]
     times_us = [float(one.cost.time_us) for one in choices if one is not None]
-    return sum(times_us) + (machine.barrier_us * len(times_us) if threads > 1 else 0.0)
+    return sum(times_us) + planner_of(machine, threads).between_us * len(times_us)
 
 
 def _graph_of(layers: tuple[Geometry, ...], image: tuple[int, ...], dtype: torch.dtype) -> fx.GraphModule:

@@ -25,7 +25,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from sepc.cost_model.machine import Machine
+from sepc.cost_model.planner import Planner
 from sepc.ir import region
 from sepc.ir.origin import derive
 from sepc.passes.manager import PassContext
@@ -40,12 +40,12 @@ class Recompute:
 
     def run(self, graph_module: fx.GraphModule, context: PassContext) -> bool:
         """Rewrite `graph_module`; returns whether anything is computed several times now."""
-        machine = context.machine_for(self.name)
+        planner = context.planner_for(self.name)
         changed = False
         for node, _ in list(region.regions(graph_module)):
             if len(node.users) < 2 or not starts_a_sequence(graph_module, node) or _ends_a_sequence(node):
                 continue
-            for number, user in enumerate(_choose(graph_module, node, machine, context)):
+            for number, user in enumerate(_choose(graph_module, node, planner, context)):
                 self._give_copy(graph_module, node, user, number)
                 changed = True
         return changed
@@ -76,9 +76,9 @@ def _ends_a_sequence(node: fx.Node) -> bool:
     return any(region.is_region(value) and len(value.users) == 1 for value in node.all_input_nodes)
 
 
-def _choose(graph_module: fx.GraphModule, node: fx.Node, machine: Machine, context: PassContext) -> Sequence[fx.Node]:
+def _choose(graph_module: fx.GraphModule, node: fx.Node, planner: Planner, context: PassContext) -> Sequence[fx.Node]:
     """The users of `node` that are to have a copy of their own; where that is all, the last one keeps the original."""
-    readers = [_reader(graph_module, node, user, machine, context.threads) for user in node.users]
+    readers = [_reader(graph_module, node, user, planner) for user in node.users]
     able = [reader for reader in readers if reader is not None]
     if not able:
         return []
@@ -114,13 +114,13 @@ def _note(
     context.note(Recompute.name, about, message, taken=copied == best, times_us=times_us)
 
 
-def _reader(
-    graph_module: fx.GraphModule, node: fx.Node, user: fx.Node, machine: Machine, threads: int
-) -> _Reader | None:
+def _reader(graph_module: fx.GraphModule, node: fx.Node, user: fx.Node, planner: Planner) -> _Reader | None:
     """The reader that `user` leads to; None if it could not be the next link after `node`."""
     found = following_link(graph_module, node, user)
     if found is None:
         return None
     reader, views = found
     links = RegionSequence.of(graph_module, [node, reader], [[], views]).links
-    return _Reader(user, *(piece_time_us(one, machine, threads) for one in (links[:1], links[1:], links)))
+    times_us = [piece_time_us(one, planner) for one in (links[:1], links[1:], links)]
+    known_us = [one for one in times_us if one is not None]
+    return _Reader(user, *known_us) if len(known_us) == len(times_us) else None

@@ -14,13 +14,13 @@ from typing import Self
 
 from torch import fx
 
-from sepc.cost_model.chain import Objective, choose_chain
-from sepc.cost_model.machine import Machine
-from sepc.cost_model.search import choose
+from sepc.cost_model.chain import Objective
+from sepc.cost_model.planner import Planner
+from sepc.cost_model.work import Work
 from sepc.ir import layers, ops, region
 from sepc.ir.anchors import anchor_of, unpadded
 from sepc.ir.convolution import Convolution
-from sepc.ir.links import RANK, analyse_chain, chain_of, fits, image_axes, is_anchor
+from sepc.ir.links import RANK, analyse_chain, fits, image_axes, is_anchor
 from sepc.ir.problem import Problem, contiguous_strides
 from sepc.ir.stage import Map, Stage
 
@@ -123,21 +123,20 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def piece_time_us(links: Sequence[Problem], machine: Machine, threads: int, objective: Objective = "time") -> float:
-    """Predicted time of `links` as one kernel, its barrier included."""
-    barrier_us = machine.barrier_us if threads > 1 else 0.0
-    costs = tuple(link.epilogue_cost for link in links)
-    operand_bytes = sum(link.operand_bytes for link in links)
-    chain = chain_of(links)
+def work_of(problem: Problem) -> Work:
+    """What a planner is asked about `problem`."""
+    packed = problem.factor is None
+    return Work(problem.stage, problem.epilogue_cost, problem.operand_bytes, problem.mixing, packed)
+
+
+def piece_time_us(links: Sequence[Problem], planner: Planner, objective: Objective = "time") -> float | None:
+    """Predicted time of `links` as one kernel, with what passes until the next; None if no kernel computes them."""
+    works = [work_of(link) for link in links]
     if len(links) > 1:
-        found = choose_chain(
-            chain, machine, threads, epilogue_costs=costs, operand_bytes=operand_bytes, objective=objective
-        )
+        found = planner.choose_chain(works, objective)
     else:
-        stage = _alone(chain.links[0])
-        mixing = "nothing" if objective == "memory" else links[0].mixing
-        found = choose(stage, machine, threads, epilogue_cost=costs[0], operand_bytes=operand_bytes, mixing=mixing)
-    return found.cost.time_us + barrier_us
+        found = planner.choose(replace(works[0], stage=_alone(works[0].link)), objective)
+    return None if found is None else found.cost.time_us + planner.between_us
 
 
 def _alone(stage: Stage) -> Stage:

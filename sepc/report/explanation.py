@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sepc.passes.plan_memory import MemoryPlan
     from sepc.report.plots import PlotKind
     from sepc.report.snapshot import Snapshot
+    from sepc.runtime.gpu import Resources
     from sepc.runtime.report import Profile, RegionReport
     from sepc.target import Target
 
@@ -43,7 +44,7 @@ class RegionExplanation:
     """A region: one kernel, or what PyTorch runs between two.
 
     Attributes:
-        name, kind, ops, kernel, reason, tiling, predicted_us, bottleneck, bytes_moved: as in `RegionReport`.
+        name, kind, ops, kernel, reason, tiling, predicted_us, bottleneck, bytes_moved, resources: as in `RegionReport`.
         sources: the user's lines that it comes from, as ``file:line``.
         flops: floating-point operations of its convolutions and matrix products, whoever computes them.
         compute_us: predicted time if only arithmetic counted.
@@ -65,6 +66,7 @@ class RegionExplanation:
     compute_us: float
     bytes_per_level: dict[str, float]
     measured_us: float | None = None
+    resources: tuple[Resources, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -286,6 +288,7 @@ def _explain(report: RegionReport, node: fx.Node, graph: fx.GraphModule) -> Regi
         kernel=report.kernel,
         reason=report.reason,
         sources=tuple(dict.fromkeys(sources)),
+        resources=report.resources,
         tiling=report.tiling,
         predicted_us=report.predicted_us,
         bottleneck=report.bottleneck,

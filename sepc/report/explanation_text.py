@@ -67,6 +67,7 @@ def _regions(regions: Sequence[RegionExplanation]) -> list[str]:
         lines.append(f"{name:{width}}  {WHO.get(one.kernel, one.kernel):7}  {figures}")
         lines += _below(", ".join(map(short_op, one.ops)))
         lines += _below(one.tiling)
+        lines += _below("; ".join(map(str, one.resources)))
         lines += _below(f"not a kernel of ours: {one.reason}" if one.reason else "")
         lines += _below(short_sources(one.sources))
     return lines

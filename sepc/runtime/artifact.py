@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import secrets
 import zipfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, BinaryIO, Final
 
 import numpy as np
 import torch
@@ -69,14 +69,22 @@ def save(path: Path, target: Target, specializations: Iterable[Specialization], 
 
     Raises ArtifactError if something in a specialisation cannot be written, or the file cannot.
     """
-    own = path.with_name(f"{unfinished_prefix(path)}{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        with own.open("xb") as file:
+        with written_whole(path) as file:
             _write(file, target, specializations, key)
-        own.replace(path)
     except OSError as error:
         why = error.strerror or str(error)
         raise ArtifactError("The file cannot be written", where=str(path), why=why, fix="give another path") from error
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of the one at `path` once all is written to it, and not before."""
+    own = path.with_name(f"{unfinished_prefix(path)}{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        with own.open("xb") as file:
+            yield file
+        own.replace(path)
     finally:
         with suppress(OSError):
             own.unlink(missing_ok=True)

@@ -92,7 +92,7 @@ class Executable:
         segment = 0
         for step in self.program.steps:
             if isinstance(step, HostCall):
-                _run_on_host(step, blocks, stamps)
+                run_on_host(step, blocks, stamps)
             else:
                 self._functions.sepc_run(segment, table, threads, stamps, step[0].number)
                 segment += 1
@@ -102,14 +102,7 @@ class Executable:
 
     def profile(self, inputs: Sequence[torch.Tensor], threads: int, repeats: int) -> dict[str, float]:
         """Median time of each region over `repeats` runs, in microseconds, by the region's name."""
-        calls = self.program.number_of_calls
-        samples: dict[str, list[float]] = {name: [] for name in self.program.calls}
-        for _ in range(repeats):
-            stamps = (ctypes.c_double * (calls + 1))()
-            self.run(inputs, threads, stamps)
-            for name, (first, end) in self.program.calls.items():
-                samples[name].append((stamps[end] - stamps[first]) * 1e6)
-        return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
+        return median_times(self, inputs, threads, repeats)
 
     def kernel(self, symbol: str) -> Any:
         """The C function of kernel `symbol`: pointers, thread, threads."""
@@ -119,6 +112,20 @@ class Executable:
         """Memory blocks as a call has them, inputs included, with nothing in them but the constants."""
         own = [torch.empty(s.elements, dtype=s.dtype) for s in (*self.program.inputs, *self.program.storages)]
         return [aligned_bytes(self.program.arena_bytes), self.constants, *own]
+
+
+def median_times(
+    executable: AnyExecutable, inputs: Sequence[torch.Tensor], threads: int, repeats: int
+) -> dict[str, float]:
+    """Median time of each region over `repeats` runs, in microseconds, by the region's name."""
+    program = executable.program
+    samples: dict[str, list[float]] = {name: [] for name in program.calls}
+    for _ in range(repeats):
+        stamps = (ctypes.c_double * (program.number_of_calls + 1))()
+        executable.run(inputs, threads, stamps)
+        for name, (first, end) in program.calls.items():
+            samples[name].append((stamps[end] - stamps[first]) * 1e6)
+    return {name: sorted(times)[len(times) // 2] for name, times in samples.items()}
 
 
 def _loaded(library: bytes) -> ctypes.CDLL:
@@ -197,7 +204,7 @@ def view(reference: TensorReference, blocks: Sequence[torch.Tensor]) -> torch.Te
     return block.as_strided(reference.shape, reference.strides, block.storage_offset() + reference.offset)
 
 
-def _run_on_host(call: HostCall, blocks: Sequence[torch.Tensor], stamps: ctypes.Array[Any] | None) -> None:
+def run_on_host(call: HostCall, blocks: Sequence[torch.Tensor], stamps: ctypes.Array[Any] | None) -> None:
     """Call the graph of a region in PyTorch and copy its results to where they were planned."""
     if stamps is not None:
         stamps[call.number] = time.monotonic()

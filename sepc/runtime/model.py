@@ -105,7 +105,7 @@ class Model(ABC):
         leaves, spec = flatten(tuple(args), kwargs)
         leaves = [dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         # Work is divided when the kernels are generated, so the number of threads is part of the key.
-        return (self.threads, call_key(spec, leaves)), leaves, spec
+        return (self.threads, call_key(spec, leaves, self.target.device)), leaves, spec
 
     def _known(self, key: Key) -> Specialization | None:
         """The specialisation of that key, if there is one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from sepc.runtime.gpu import Resources
+
 
 @dataclass(frozen=True)
 class RegionReport:
@@ -18,6 +20,7 @@ class RegionReport:
         bottleneck: what that time is spent on: "compute", or a memory level; empty where there is no prediction.
         bytes_moved: compulsory traffic in bytes: inputs, weights, result. flops: floating-point operations.
         symbols: names of its functions in the library.
+        resources: what each of them takes, on an NVIDIA GPU.
     """
 
     name: str
@@ -31,6 +34,7 @@ class RegionReport:
     bytes_moved: int
     flops: int
     symbols: tuple[str, ...]
+    resources: tuple[Resources, ...] = ()
 
 
 @dataclass(frozen=True)

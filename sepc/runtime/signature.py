@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils import _pytree as pytree
+
+CPU: Final = "cpu"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Signature:
     def key(self) -> tuple[Any, ...]:
         """Equal to `call_key` of a call that fits."""
         parts = (
-            (leaf.shape, leaf.dtype, "cpu", leaf.contiguous)
+            (leaf.shape, leaf.dtype, CPU, leaf.contiguous)
             if isinstance(leaf, TensorLeaf)
             else (type(leaf.value), leaf.value)
             for leaf in self.leaves
@@ -86,17 +88,19 @@ def _spec_of_tensors(count: int) -> pytree.TreeSpec:
     return pytree.tree_flatten(((0,) * count, {}))[1]
 
 
-def call_key(spec: pytree.TreeSpec, leaves: Sequence[Any]) -> tuple[Any, ...]:
+def call_key(spec: pytree.TreeSpec, leaves: Sequence[Any], device: str = CPU) -> tuple[Any, ...]:
     """What a specialisation depends on: of a tensor type and strides, of another value itself and type (1 is not 1.0).
 
-    `leaves` as `dense` leaves them. Not all of what a caller passes can be hashed.
+    `leaves` as `dense` leaves them. Not all of what a caller passes can be hashed. A tensor of the kind of `device`
+    that runs the model counts as one of the CPU, which it is captured with.
     """
-    return (spec, *map(_key, leaves))
+    return (spec, *(_key(leaf, device) for leaf in leaves))
 
 
-def _key(leaf: Any) -> Any:
+def _key(leaf: Any, device: str) -> Any:
     if isinstance(leaf, torch.Tensor):
-        return leaf.shape, leaf.dtype, leaf.device.type, leaf.is_contiguous()
+        kind = leaf.device.type
+        return leaf.shape, leaf.dtype, CPU if kind == device else kind, leaf.is_contiguous()
     return type(leaf), leaf
 
 

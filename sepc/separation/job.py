@@ -87,15 +87,15 @@ class Job:
     def predict(self, model: nn.Module) -> float:
         """Predicted time of a whole model for the example."""
         graph_module = capture(model, self.example).graph_module
-        context = PassContext(target=self.target, machine=self.target.machine, threads=self.threads)
+        context = PassContext(target=self.target, machine=self.target.planned_for, threads=self.threads)
         PassManager(PIPELINE).run(graph_module, context)
-        return predicted_us(graph_module, self.target.machine, self.threads)
+        return predicted_us(graph_module, self.target.planned_for, self.threads)
 
     def layer_us(self, layer: DenseLayer, option: Option) -> float:
         """Predicted time of a layer with `option`, alone."""
         whole = layer.geometry
         factors = (whole,) if option == AS_IT_WAS else FORMS[option.form].factors(whole, option.rank)
-        return sequence_us(factors, self.images[layer.path], self.target.machine, self.threads)
+        return sequence_us(factors, self.images[layer.path], self.target.planned_for, self.threads)
 
     def predicted_for(self, choice: Choice) -> float:
         """Predicted time of the model with a choice for its layers."""

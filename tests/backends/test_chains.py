@@ -90,7 +90,7 @@ class OverLastDimension(nn.Module):
 @pytest.fixture
 def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest chains win, whatever they cost."""
-    monkeypatch.setattr(fuse, "piece_time_us", lambda links, machine, threads, objective: 1.0)
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, planner, objective: 1.0)
 
 
 @pytest.fixture

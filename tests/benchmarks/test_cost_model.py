@@ -16,13 +16,16 @@ from benchmarks.cost_model import __main__ as command
 from benchmarks.cost_model import bytes as bytes_part
 from benchmarks.cost_model import cachegrind, choice, fusion, gpu, memory
 from benchmarks.cost_model.kernels import Bench, Launch, harness_source, lower_region
+from benchmarks.cost_model.proxylessnas import InvertedResidual, proxylessnas
 from benchmarks.cost_model.regions import captured, extract_piece, merge_all, own_regions, run_passes
 from benchmarks.cost_model.results import Report, median_and_p90
 from sepc.backends.arguments import Result, Scratch
 from sepc.backends.regions import LoweredKernel
 from sepc.cost_model.gpu_machine import GpuMachine
+from sepc.cost_model.gpu_planner import GpuPlanner
 from sepc.cost_model.latency import Cost
 from sepc.cost_model.tiling import RowTiling
+from sepc.cost_model.work import Work
 from sepc.ir.convolution import Convolution
 from sepc.passes.fuse import LONGEST
 from sepc.target import Target
@@ -178,16 +181,56 @@ def test_memory_is_reported_per_size_or_skipped() -> None:
     assert "skipped" in report.summary[1]
 
 
-def test_planned_bytes_of_a_gpu_are_at_least_compulsory_and_fusing_saves() -> None:
-    machine = GpuMachine.load("sm_75")
-    pointwise = Convolution(1, 56, 56, 56, 56, 24, 144)
-    depthwise = Convolution(1, 56, 56, 56, 56, 144, 144, 144, (3, 3), (1, 1), (1, 1))
-    alone = [gpu.planned_bytes((link,), machine) for link in (pointwise, depthwise)]
-    assert alone[0] >= 4 * 56 * 56 * (24 + 144)
-    assert alone[1] >= 4 * 56 * 56 * 2 * 144
-    fused = gpu.planned_bytes((pointwise, depthwise), machine)
-    assert 4 * 56 * 56 * (24 + 144) <= fused < sum(alone)
-    assert "largest saving over 1 pairs" in gpu.report_of([gpu.Pair("net", "pw, dw", 10.0, 4.0)]).summary[0]
+def inverted_residual(size: int, channels: int, inner: int) -> tuple[Work, ...]:
+    expand = Convolution(1, size, size, size, size, channels, inner)
+    depthwise = Convolution(1, size, size, size, size, inner, inner, inner, (3, 3), (1, 1), (1, 1))
+    project = Convolution(1, size, size, size, size, inner, channels)
+    return Work(expand, 2), Work(depthwise, 2), Work(project)
+
+
+def test_fusing_saves_bytes_of_a_gpu_where_it_is_quicker_and_nothing_where_it_is_not() -> None:
+    planner = GpuPlanner(GpuMachine.load("sm_75_gtx_1660"))
+    large, small = inverted_residual(56, 24, 144), inverted_residual(7, 160, 960)
+    saves = gpu.plan(large, "a GPU", "net", planner)
+    assert saves is not None
+    assert saves.fused is not None
+    compulsory = 4 * 56 * 56 * 2 * 24
+    assert compulsory < saves.fused.global_bytes < saves.apart.global_bytes / 2
+    assert saves.kernels == 1
+    assert saves.planned == saves.fused
+    apart = gpu.plan(small, "a GPU", "net", planner)
+    assert apart is not None
+    assert apart.fused is not None
+    assert apart.fused.time_us > apart.planned.time_us
+    pair = gpu.plan(large[:2], "a GPU", "net", planner)
+    assert pair is not None
+    text = gpu.report_of([pair, saves, apart]).text()
+    assert compulsory < saves.least_bytes <= saves.fused.least_bytes < saves.apart.least_bytes
+    assert 0 < saves.saving_by_bytes < 1
+    assert "1 of 2 whole inverted residuals become one kernel" in text
+    assert "a GPU: 1 of 1 pairs become one kernel" in text
+    assert "pw 24→144 @56, dw3 144→144 @56, pw 144→24 @56" in text
+
+
+def test_layers_without_a_kernel_of_blocks_are_no_group() -> None:
+    planner = GpuPlanner(GpuMachine.load("sm_86"))
+    expand, depthwise, _ = inverted_residual(56, 24, 144)
+    assert gpu.plan((replace(expand, packed=False), depthwise), "a GPU", "net", planner) is None
+
+
+def test_pairs_and_inverted_residuals_are_found_once_each() -> None:
+    block = inverted_residual(28, 32, 192)
+    found = list(gpu.groups_in([block, (*block, *block)]))
+    assert found == [block[:2], block, block[1:]]
+
+
+def test_proxylessnas_is_that_of_the_paper() -> None:
+    model, (image,) = proxylessnas()
+    blocks = [one for one in model.modules() if isinstance(one, InvertedResidual)]
+    assert len(blocks) == 20
+    assert model(image).shape == (1, 1000)
+    # 4.08 million, as its authors state of their model.
+    assert sum(one.numel() for one in model.parameters()) == pytest.approx(4.08e6, rel=0.001)
 
 
 def test_reports_are_printed_and_written(tmp_path: Path) -> None:

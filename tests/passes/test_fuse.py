@@ -53,7 +53,7 @@ def messages(context: PassContext) -> list[str]:
 @pytest.fixture
 def always_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fewest kernels win, whatever they cost."""
-    monkeypatch.setattr(fuse, "piece_time_us", lambda links, machine, threads, objective: 1.0)
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, planner, objective: 1.0)
 
 
 class InvertedResidual(nn.Module):

@@ -58,7 +58,7 @@ def relus(module: fx.GraphModule) -> int:
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every kernel costs the same, however many links it has."""
-    monkeypatch.setattr(recompute, "piece_time_us", lambda links, machine, threads: 1.0)
+    monkeypatch.setattr(recompute, "piece_time_us", lambda links, planner: 1.0)
 
 
 def priced(prices: dict[tuple[str, ...], float]) -> Callable[..., float]:
@@ -90,7 +90,7 @@ def test_the_graph_computes_the_same() -> None:
 
 @pytest.mark.usefixtures("free")
 def test_each_reader_computes_the_value_in_a_chain_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "piece_time_us", lambda links, machine, threads, objective: 1.0)
+    monkeypatch.setattr(fuse, "piece_time_us", lambda links, planner, objective: 1.0)
     model = Function(two_branches, **layers()).eval()
     compiled = sepc.compile(model, num_threads=2, example_inputs=(X,))
     chains = [one.ops for one in compiled.regions if one.kind == "chain"]

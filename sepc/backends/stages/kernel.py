@@ -67,14 +67,14 @@ def coordinates(number: Index, counts: Sequence[int]) -> tuple[Index, ...]:
     return tuple(reversed(indices))
 
 
-def build_function(name: str, parameters: Sequence[Parameter], body: Callable[[Frame], None]) -> Expr:
-    """The PrimFunc `name` with raw C calling convention, whose statements `body` emits."""
+def build_function(parameters: Sequence[Parameter], body: Callable[[Frame], None]) -> Expr:
+    """The PrimFunc "kernel" with raw C calling convention, whose statements `body` emits."""
     with IRBuilder() as builder, T.prim_func():
-        T.func_name(name)
+        T.func_name("kernel")
         T.func_ret(tvm.ir.PrimType("int32"))
         pointers = [T.arg(p.name, T.handle(p.dtype)) for p in parameters]
         thread, threads = T.arg("thread", T.int32()), T.arg("threads", T.int32())
-        T.func_attr({"global_symbol": name, "calling_conv": 1, "tirx.noalias": True})
+        T.func_attr({"global_symbol": "kernel", "calling_conv": 1, "tirx.noalias": True})
         buffers = {
             parameter.name: T.decl_buffer((max(1, parameter.elements),), parameter.dtype, data=pointer)
             for parameter, pointer in zip(parameters, pointers, strict=True)

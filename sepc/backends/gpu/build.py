@@ -1,0 +1,58 @@
+"""From device functions to what runs them: by OpenCL, or by CUDA's driver."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from sepc.backends.gpu.kernel import LAUNCH
+from sepc.backends.gpu.nvcc import Usage, compile_all
+from sepc.backends.gpu.scalars import Language
+from sepc.backends.gpu.source import source_of
+from sepc.backends.program import Assembled, constants_of
+from sepc.backends.stages.vector import Expr
+from sepc.cost_model.gpu_machine import GpuMachine
+from sepc.runtime.cuda import CudaExecutable
+from sepc.runtime.executable import AnyExecutable
+from sepc.runtime.gpu import Launch, Resources
+from sepc.runtime.opencl import OpenClExecutable
+
+
+def build(assembled: Assembled, machine: GpuMachine, language: Language) -> tuple[AnyExecutable, dict[str, float]]:
+    """The executable of a program, and the seconds that each stage took.
+
+    The constants of `assembled` are gone afterwards. Raises BuildError where nvcc is missing or fails, TargetError
+    where it does not know the architecture.
+    """
+    started = time.perf_counter()
+    functions, program = assembled.functions, assembled.program
+    launches = {symbol: launch_of(function) for symbol, function in functions.items()}
+    if language == "opencl":
+        source = source_of(functions, "opencl")
+        opencl = OpenClExecutable(program, constants_of(assembled), source, launches)
+        return opencl, {"kernels": time.perf_counter() - started}
+    sources = {symbol: source_of({symbol: function}, "cuda") for symbol, function in functions.items()}
+    generated = time.perf_counter()
+    cubins = compile_all(sources, machine.architecture)
+    code = {symbol: cubin.code for symbol, cubin in cubins.items()}
+    resources = {
+        symbol: resources_of(cubin.usage[symbol], launches[symbol], machine) for symbol, cubin in cubins.items()
+    }
+    cuda = CudaExecutable(program, constants_of(assembled), code, launches, resources)
+    return cuda, {"kernels": generated - started, "nvcc": time.perf_counter() - generated}
+
+
+def launch_of(function: Expr) -> Launch:
+    """How a device function is launched."""
+    blocks, threads, shared_bytes = map(int, function.attrs[LAUNCH])
+    element_bytes = tuple(np.dtype(str(one.ty.element_type.dtype)).itemsize for one in function.params)
+    return Launch(blocks, threads, shared_bytes, element_bytes)
+
+
+def resources_of(usage: Usage, launch: Launch, machine: GpuMachine) -> Resources:
+    """What a kernel takes on `machine`."""
+    shared_bytes = usage.shared_bytes + launch.shared_bytes
+    blocks = machine.resident_blocks(launch.threads, usage.registers, shared_bytes)
+    warps = blocks * -(-launch.threads // machine.warp_size)
+    return Resources(usage.registers, usage.spilled_bytes, shared_bytes, warps / machine.warps)
