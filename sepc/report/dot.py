@@ -1,7 +1,7 @@
 """Graphs as Graphviz draws them: regions are boxes around their operators, coloured by what bounds them.
 
 Two graphs are drawn side by side, with what is removed marked in the first, and what is new in the second. Of what
-repeats (`sepc.report.folding`) one is drawn, with how often it comes. Operators link to the user's source lines.
+repeats one is drawn, with how often it comes (`sepc.report.folding`). Operators link to the user's source lines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 import graphviz
 from torch import fx
 
-from sepc.report.folding import LEAST_NODES, Repeat, fold
+from sepc.report.folding import LEAST_NODES, Repeat, fold, shorten
 from sepc.report.palette import COLOURS, MARKS, OTHER, colour_of
 from sepc.report.snapshot import DrawnNode, DrawnRegion, Mark, Snapshot, compare
 from sepc.report.words import bytes_text, flops_text, short_source, time_text
@@ -49,7 +49,7 @@ def draw(after: Snapshot, before: Snapshot | None = None, *, folds: bool | None 
     for index, (side, own_marks) in enumerate(zip(sides, marks, strict=True)):
         size = len(side.nodes)
         folded, repeats = fold(side) if (size >= LEAST_NODES if folds is None else folds) else (side, ())
-        drawer = _Drawer(folded, own_marks, repeats, f"{index}/" if before is not None else "")
+        drawer = _Drawer(shorten(folded), own_marks, repeats, f"{index}/" if before is not None else "")
         if before is None:
             drawer.draw(digraph)
         else:
@@ -112,7 +112,9 @@ class _Drawer:
         if node.source:
             options |= {"URL": link(node.source), "target": "_blank"}
         made = f", by {node.made_by}" if node.made_by not in ("", "frontend") else ""
-        options["tooltip"] = _escape(f"{node.name}: {short_source(node.source) if node.source else 'no source'}{made}")
+        source = short_source(node.source) if node.source else "no source"
+        far = f"; reads {', '.join(node.far)} as well" if node.far else ""
+        options["tooltip"] = _escape(f"{node.name}: {source}{made}{far}")
         digraph.node(f"{self.prefix}{node.key}", _lines(node.lines), **options)
 
 

@@ -1,7 +1,8 @@
-"""Repeated stages of a graph, drawn once: a stretch of it that follows on itself, as the blocks of a network do.
+"""What makes large graphs readable: stages that repeat are drawn once, and lines that would go all over are left out.
 
-A stretch repeats where its operators, types and inputs are the same, inputs by how far back they are. The one that
-leaves the most nodes out is folded first, then those before and after it. Regions stay whole.
+A stage is a stretch of the graph that follows on itself, as the blocks of a network do. It repeats where its operators,
+types and inputs are the same, inputs by how far back they are. The one that leaves the most nodes out is folded first,
+then those before and after it. Regions stay whole.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from sepc.report.snapshot import DrawnNode, Snapshot
 
 LEAST_NODES: Final = 100
 """Graphs of fewer nodes are drawn whole."""
+MOST_LENGTH: Final = 6_000
+"""Of all lines of a graph together, in nodes that they pass: more take Graphviz minutes, and nobody can follow them."""
+LONG: Final = 30
+"""Lines that pass so many nodes are left out of a graph that has too many."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +90,18 @@ def _repetitions(signatures: Sequence[object], begin: int, end: int) -> Iterator
     yield from _repetitions(signatures, begin, start)
     yield start, period, times
     yield from _repetitions(signatures, start + period * times, end)
+
+
+def shorten(snapshot: Snapshot) -> Snapshot:
+    """`snapshot` without its long lines, if they are too many, as those of a DenseNet; nodes say how many they lack."""
+    position = {node.key: index for index, node in enumerate(snapshot.nodes)}
+    lengths = [position[node.key] - position[key] for node in snapshot.nodes for key in node.inputs]
+    if sum(lengths) <= MOST_LENGTH:
+        return snapshot
+    nodes: list[DrawnNode] = []
+    for node in snapshot.nodes:
+        near = [key for key in node.inputs if position[node.key] - position[key] < LONG]
+        # One line at least shows where a node belongs.
+        kept = tuple(near or node.inputs[-1:])
+        nodes.append(replace(node, inputs=kept, far=tuple(key for key in node.inputs if key not in kept)))
+    return replace(snapshot, nodes=tuple(nodes))

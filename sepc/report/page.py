@@ -9,7 +9,8 @@ import base64
 import difflib
 import gzip
 import json
-from itertools import pairwise
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import jinja2
@@ -77,7 +78,8 @@ def _data(explanation: Explanation) -> tuple[dict[str, Any], str]:
     steps[-1] = Step(final, steps[-1].text)
     missing = ""
     try:
-        graphs = [_graph(None, steps[0]), *(_graph(before, after) for before, after in pairwise(steps))]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Graphviz is a process for each.
+            graphs = list(pool.map(_graph, [None, *steps[:-1]], steps))
     except GraphvizMissingError as error:
         graphs, missing = [], f"{error.what}; {error.fix}."
     regions = {

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sepc.report.dot import draw, link, region_lines
+from sepc.report.folding import shorten
 from sepc.report.snapshot import DrawnNode, DrawnRegion, Mark, Snapshot
 from sepc.report.visualize import render
 
@@ -18,6 +19,7 @@ def placed(snapshot: Snapshot, marks: Mapping[str, Mark]) -> dict[str, Any]:
 
     Raises GraphvizMissingError where there is no program `dot`.
     """
+    snapshot = shorten(snapshot)
     found = json.loads(render(draw(snapshot, folds=False), "json0"))
     objects = found.get("objects", [])
     _, _, width, height = _numbers(found["bb"])

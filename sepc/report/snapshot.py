@@ -34,7 +34,7 @@ class DrawnNode:
         key: names it within the picture. name: the node's name in its graph, by which graphs are compared.
         title: what it calls, or its name. role: what sort of node it is.
         type: shape of its result, and its type unless that is float32. constants: shapes of those that it reads.
-        inputs: keys of the nodes that it reads.
+        inputs: keys of the nodes that it reads. far: keys of more of them, to which no line is drawn.
         region: the region that it is in; empty for none.
         source: the user's line as ``file:line``. made_by: the pass that made it.
     """
@@ -49,6 +49,7 @@ class DrawnNode:
     region: str = ""
     source: str = ""
     made_by: str = ""
+    far: tuple[str, ...] = ()
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -59,7 +60,8 @@ class DrawnNode:
     def lines(self) -> tuple[str, ...]:
         """What a picture writes into it."""
         reads = f"by {', '.join(self.constants)}" if self.constants else ""
-        return tuple(line for line in (self.title, self.type, reads) if line)
+        more = f"and {len(self.far)} from above" if self.far else ""
+        return tuple(line for line in (self.title, self.type, reads, more) if line)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,14 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from sepc.errors import InputError
 from sepc.report.plots import save
+
+LEAST: Final = 1e-9
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +89,7 @@ def plot_separations(
 
     def other_unit(values: Any) -> Any:
         """From how many times as fast to milliseconds, or back."""
-        return before_ms / values
+        return before_ms / np.maximum(values, LEAST)  # Axes ask for 0 as well.
 
     def draw(axes: Axes) -> None:
         draw_tradeoff(axes, dense, curves, label)

@@ -138,6 +138,34 @@ def test_the_dictionary_goes_through_json_and_back(explanation: sepc.Explanation
     assert next(one for one in plain["decisions"] if one["pass_name"] == "fuse")["gain_us"] == -2
 
 
+# ---- with a profile
+
+
+def test_a_profile_adds_measured_times() -> None:
+    compiled = sepc.compile(nn.Conv2d(3, 4, 3).eval(), example_inputs=(X,), num_threads=1)
+    explanation, profile = compiled.explain(), compiled.profile(X, repeats=2)
+    assert explanation.measured_us is None
+    found = explanation.with_profile(profile)
+    assert [one.measured_us for one in found.regions] == [one.measured_us for one in profile]
+    assert found.measured_us == pytest.approx(profile.measured_us)
+    assert found.to_dict()["regions"][0]["measured_us"] == profile[0].measured_us
+    drawn = found.graph.regions
+    assert [drawn[one.name].measured_us for one in profile] == [one.measured_us for one in profile]
+    other = sepc.compile(nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1)).eval(), example_inputs=(X[..., :4],))
+    with pytest.raises(sepc.InputError, match="not of this model"):
+        other.explain().with_profile(profile)
+
+
+def test_the_source_of_a_kernel_in_each_form(explanation: sepc.Explanation) -> None:
+    first = next(one for one in explanation.regions if one.kernel == "sepc")
+    assert "T.prim_func" in explanation.source(first.name)
+    assert "define" in explanation.source(first.name, "llvm")
+    (fallback,) = (one for one in explanation.regions if one.kernel == "torch")
+    assert not explanation.has_source(fallback.name)
+    with pytest.raises(sepc.SepcError, match=f"no kernel for region '{fallback.name}'"):
+        explanation.source(fallback.name)
+
+
 # ---- where it comes from
 
 
@@ -152,6 +180,9 @@ def test_it_is_the_same_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path
     second = compiled.explain()
     assert second.regions == first.regions
     assert second.decisions == first.decisions
+    assert second.storages == first.storages
+    assert second.graphs == first.graphs
+    assert second.source(second.regions[0].name) == first.source(first.regions[0].name)
     assert second.by_kernel["torch"].regions == 1
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sepc.report.folding import Repeat, fold
+from sepc.report.folding import LONG, Repeat, fold, shorten
+from sepc.report.snapshot import Snapshot
 from tests.report.graphs import blocks, node, without_repetition
 
 
@@ -45,3 +46,24 @@ def test_a_reader_of_a_block_that_is_not_drawn_reads_the_one_that_is() -> None:
     late = node("late", "mul", "add_1", "add_3")
     folded, _ = fold(replace(graph, nodes=(*graph.nodes, late)))
     assert folded.nodes[-1].inputs == ("add_0",)
+
+
+def test_a_few_long_lines_stay() -> None:
+    graph = without_repetition(200)
+    last = replace(graph.nodes[-1], inputs=("x", "op_0", *graph.nodes[-1].inputs))
+    graph = replace(graph, nodes=(*graph.nodes[:-1], last))
+    assert shorten(graph) is graph
+
+
+def test_of_too_many_lines_the_long_ones_are_left_out_and_that_is_said() -> None:
+    nodes = [node("x", "x")]
+    for index in range(150):  # Each reads all before it.
+        nodes.append(node(f"cat_{index}", "cat", *(one.key for one in nodes)))
+    nodes.append(node("late", "mul", "x"))
+    found = shorten(Snapshot("dense", tuple(nodes), {}))
+    cat = found.nodes[150]
+    assert len(cat.inputs) == LONG - 1
+    assert len(cat.far) == 150 - len(cat.inputs)
+    assert cat.lines[-1] == f"and {len(cat.far)} from above"
+    assert found.nodes[-1].inputs == ("x",)
+    assert not found.nodes[20].far

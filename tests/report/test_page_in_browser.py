@@ -68,6 +68,18 @@ def test_the_slider_moves_by_keys_and_shows_the_graph_after_each_pass(
             assert "removed" in text(browser, "#pass-name")
 
 
+def test_the_graph_stays_in_the_middle_from_pass_to_pass(browser: Chrome) -> None:
+    def off_centre() -> float:
+        boxes = [find(browser, css).rect for css in ("#picture", "#picture > g")]
+        middles = [box["x"] + box["width"] / 2 for box in boxes]
+        return abs(middles[0] - middles[1]) / boxes[0]["width"]
+
+    find(browser, "#top").click()
+    for key in (Keys.HOME, Keys.END):
+        find(browser, "#pass").send_keys(key)
+        assert off_centre() < 0.1
+
+
 def test_arrows_left_and_right_on_the_picture_go_from_pass_to_pass(
     browser: Chrome, explanation: sepc.Explanation
 ) -> None:

@@ -31,6 +31,11 @@ class GraphView {
   }
 
   show(graph) {
+    if (this.graph) { // What was in sight is about where it was.
+      this.x += (this.graph.width - graph.width) * this.zoom / 2;
+      this.y *= graph.height / this.graph.height;
+      this.place();
+    }
     this.graph = graph;
     this.regions = graph.regions.map((region, index) => this.region(region, index));
     const edges = graph.edges.map(d => shape("path", {class: "edge", d, "marker-end": "url(#arrow)"}));
