@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sepc.cost_model.calibration import with_stored
 from sepc.cost_model.cpus import ARM, CPUS, FAMILIES, X86, Family
 from sepc.cost_model.detect import HostCpu, describe_host, host_cpu
-from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.cost_model.gpu_tiling import VECTOR
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
 from sepc.cost_model.gpus import CUDA, CUDA_ARCHITECTURES, GPU_NAMES, OPENCL, capability, named_gpu
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.x86_cpus import FEATURES_LINUX_HIDES, X86_CPUS_TOO_OLD
