@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sepc.errors import InputError
+from sepc.errors import BuildError, InputError
 
 if TYPE_CHECKING:
     from sepc.cli.models import Given
@@ -64,9 +64,16 @@ def _dot(captured: Captured, _: Given, output: Path | None) -> None:
 
 
 def _svg(captured: Captured, _: Given, output: Path | None) -> None:
+    import graphviz
+
     from sepc.report.dot import graph_to_dot
 
-    write(graph_to_dot(captured.graph_module).pipe(format="svg", encoding="utf-8"), output)
+    try:
+        picture = graph_to_dot(captured.graph_module).pipe(format="svg", encoding="utf-8")
+    except graphviz.ExecutableNotFound as error:
+        fix = "install Graphviz (Debian: apt install graphviz), or write --emit=dot"
+        raise BuildError("Graphviz is not installed", why="there is no program `dot`", fix=fix) from error
+    write(picture, output)
 
 
 def _pt2(captured: Captured, given: Given, output: Path | None) -> None:
