@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
 from sepc.cache import Cache
 from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
 from sepc.errors import BuildError, InputError
-from sepc.frontend.export import Captured, export, finish
-from sepc.ir import ops, region
+from sepc.frontend.arguments import captured_for
+from sepc.frontend.export import Captured, export
+from sepc.ir import region
 from sepc.ir.element import ElementName
 from sepc.runtime.executable import AnyExecutable
 from sepc.runtime.report import RegionReport
-from sepc.runtime.signature import Signature, TensorLeaf
+from sepc.runtime.signature import Signature
 from sepc.runtime.specialization import Description, Specialization
 from sepc.target import Target
 
@@ -51,6 +53,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     verify_each: bool = False,
     separate: Plan | Literal["exact"] = "exact",
     runner: Remote | None = None,
+    dump_dir: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Compile `model` for `target`. What was compiled before comes from a cache on disk, also in another process.
 
@@ -70,11 +73,13 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         separate: "exact" takes apart only convolutions that are separable, or of low rank, up to rounding, where that
             is predicted faster; with a plan, made by `sepc.separate` for this model, layers are replaced first.
         runner: a device that runs it, from `sepc.remote`, instead of this host.
+        dump_dir: a directory for the graph after every pass, as programs and pictures, with a page ``index.html``; of
+            what was compiled last, and always compiled anew.
 
     Raises:
         TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled.
         InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed. DeviceError, at a
-        call: the runner is lost.
+        call: the runner is lost. PassError: there is a bug in a pass; it names a directory with what shows it.
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")
@@ -84,7 +89,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if separate != "exact":
         model = _separated(model, separate)
     for_target = Target.parse(target).computing_in(dtype)
-    compiled = CompiledModel(model, for_target, num_threads, optimize, shape_limit, fullgraph, verify_each, runner)
+    options = num_threads, optimize, shape_limit, fullgraph, verify_each, runner, dump_dir
+    compiled = CompiledModel(model, for_target, *options)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
@@ -130,7 +136,7 @@ def explain(
     return compiled.explain(*inputs)
 
 
-logger = logging.getLogger("sepc")
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -200,6 +206,7 @@ class _Job:
     optimize: Objective
     verify_each: bool
     runner: Remote | None
+    dump_dir: str | os.PathLike[str] | None
 
     @property
     def runs_here(self) -> bool:
@@ -218,16 +225,18 @@ def specialize(
     optimize: Objective = "time",
     verify_each: bool = False,
     runner: Remote | None = None,
+    dump_dir: str | os.PathLike[str] | None = None,
 ) -> Compiled:
     """Compile `model` as it runs on ``(*args, **kwargs)``, or take it from the cache; raises what `compile` raises.
 
     `signature` is that of the arguments. Whether anything may be left to PyTorch is for `sepc.fallback` to say.
     """
     clock = _Clock()
-    job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each, runner)
+    exported = export(model, args, kwargs)
+    job = _Job(exported, signature, target, threads, optimize, verify_each, runner, dump_dir)
     clock.lap("capture")
-    # Loading an entry refuses what this host cannot run; and verification is asked for to see the passes run.
-    cache = Cache.open() if job.runs_here and not verify_each else None
+    # Loading an entry refuses what this host cannot run; and who verifies or dumps wants to see the passes run.
+    cache = Cache.open() if job.runs_here and not verify_each and dump_dir is None else None
     if cache is None:
         return _compile(job, clock)
     key = cache_key(job.exported, signature, target, threads, optimize)
@@ -285,7 +294,8 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
 
 @_no_autocast()
 def _run_passes(job: _Job, observers: Sequence[Observer]) -> None:
-    _optimized(job, _Clock(), observers)
+    # Whoever looks on now is nobody of those who did at first.
+    _optimized(replace(job, dump_dir=None), _Clock(), observers)
 
 
 def _optimized(
@@ -295,17 +305,27 @@ def _optimized(
     # Imported late: where the cache has the kernels, none of this is needed.
     from sepc.passes.manager import PassContext, PassManager
     from sepc.passes.pipeline import pipeline
+    from sepc.report.failure import Case, run_passes
 
     clock.lap("imports")
-    captured = finish(job.exported)
-    order = _match_inputs(captured, job.signature)
+    captured, order = captured_for(job.exported, job.signature)
     clock.lap("capture")
     target = job.target
     context = PassContext(target=target, machine=target.machine, threads=job.threads, element=target.element)
-    manager = PassManager(pipeline(job.optimize), job.verify_each, observers)
-    records = manager.run(captured.graph_module, context)
+    manager = PassManager(pipeline(job.optimize), job.verify_each, [*_observers(job), *observers])
+    case = Case(job.exported, lambda: captured_for(job.exported, job.signature)[0])
+    records = run_passes(manager, captured, context, case)
     clock.lap("passes")
     return captured, order, records
+
+
+def _observers(job: _Job) -> list[Observer]:
+    """Who looks on while the passes run."""
+    if job.dump_dir is None:
+        return []
+    from sepc.report.dump import Dump
+
+    return [Dump(Path(job.dump_dir))]
 
 
 def _hand_over(graph_module: fx.GraphModule, wrong: Mapping[str, float]) -> None:
@@ -315,35 +335,6 @@ def _hand_over(graph_module: fx.GraphModule, wrong: Mapping[str, float]) -> None
             reason = f"TVM's kernel differs from PyTorch by {wrong[node.name]:.2g} of the largest result"
             node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reason)
             logger.warning("%s runs in PyTorch: %s", node.name, reason)
-
-
-def _match_inputs(captured: Captured, signature: Signature) -> tuple[int, ...]:
-    """Per input of the graph the number of the argument's tensor that it takes; its type gets the strides of that.
-
-    Raises InputError if an ExportedProgram was exported for other arguments.
-    """
-    leaves = [_stand_in(leaf) if isinstance(leaf, TensorLeaf) else leaf.value for leaf in signature.leaves]
-    args, kwargs = pytree.tree_unflatten(leaves, signature.spec)
-    numbers = {id(leaf): number for number, leaf in enumerate(one for one in leaves if isinstance(one, torch.Tensor))}
-    tensors = captured.flatten(args, kwargs)
-    for node, tensor in zip(captured.graph_module.graph.find_nodes(op="placeholder"), tensors, strict=True):
-        if ops.shape(node) != tuple(tensor.shape) or ops.dtype(node) != tensor.dtype:
-            raise InputError(
-                f"Input '{node.name}' is {tensor.dtype} of shape {tuple(tensor.shape)}",
-                why=f"the program was exported for {ops.dtype(node)} of shape {ops.shape(node)}",
-                fix="export the program for this input, or compile the module instead",
-            )
-        if ops.strides(node) != tensor.stride():
-            node.meta["val"] = node.meta["val"].as_strided(tensor.shape, tensor.stride())
-    return tuple(numbers[id(tensor)] for tensor in tensors)
-
-
-def _stand_in(leaf: TensorLeaf) -> torch.Tensor:
-    """A tensor of that type without memory."""
-    if leaf.contiguous:
-        return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
-    batch, channels, *pixels = leaf.shape
-    return torch.empty((batch, *pixels, channels), dtype=leaf.dtype, device="meta").movedim(-1, 1)
 
 
 class _Backend:

@@ -27,7 +27,7 @@ _SUFFIX: Final = ".sepc"
 # What a process that was killed has left of a file: nobody takes so long to write one.
 _STALE_S: Final = 3600.0
 
-logger = logging.getLogger("sepc")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,12 @@ class DeviceError(SepcError):
     """A remote device cannot be reached, was lost in the middle of a call, or failed at it."""
 
 
-class VerificationError(SepcError):
-    """A pass changed the meaning of the graph, or left it malformed. Always a bug in sepc."""
+class PassError(SepcError):
+    """A pass failed. Always a bug in it: in sepc, or in the package that it is from."""
+
+
+class VerificationError(PassError):
+    """A pass changed the meaning of the graph, or left it malformed."""
 
 
 class BuildError(SepcError):

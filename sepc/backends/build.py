@@ -24,6 +24,7 @@ from sepc.backends.stages.vector import Expr
 from sepc.bundle import emulation
 from sepc.c_compiler import c_compiler
 from sepc.errors import BuildError
+from sepc.progress import progress, waiting
 from sepc.runtime.executable import AnyExecutable, Executable, aligned_bytes
 from sepc.runtime.program import KernelCall
 from sepc.target import Target
@@ -74,7 +75,7 @@ def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path
         return path
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(compile_one, kernels.items()))
+        return list(progress(pool.map(compile_one, kernels.items()), "kernels", len(kernels)))
 
 
 def compile_function(function: Expr, target: Target) -> Expr:
@@ -90,7 +91,8 @@ def compile_module(kernels: Mapping[str, Expr], target: Target, prefix: str) -> 
     module = tvm.IRModule({name: one.with_attr("global_symbol", name) for name, one in named.items()})
     with tempfile.TemporaryDirectory(prefix="sepc-") as directory:
         path = Path(directory) / "kernels.o"
-        executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
+        with waiting("kernels"):
+            executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
         executable.mod.write_to_file(str(path), "o")
         return path.read_bytes()
 

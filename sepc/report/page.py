@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from sepc.cost_model.roofline import Roofline
+from sepc.progress import progress
 from sepc.report.cost_plots import caption
 from sepc.report.dot import link
 from sepc.report.explanation import WHO, Explanation, RegionExplanation
@@ -66,7 +67,10 @@ def _plots(explanation: Explanation) -> tuple[list[tuple[str, str, Markup]], str
     """The pictures of costs with their names and captions; or why there are none."""
     try:
         # They are made here and hold no text that is not escaped.
-        return [(kind, caption(explanation, kind), Markup(inline_svg(explanation, kind))) for kind in KINDS], ""
+        return [
+            (kind, caption(explanation, kind), Markup(inline_svg(explanation, kind)))
+            for kind in progress(KINDS, "pictures")
+        ], ""
     except MatplotlibMissingError as error:
         return [], f"{error.what}; {error.fix}."
 
@@ -79,7 +83,7 @@ def _data(explanation: Explanation) -> tuple[dict[str, Any], str]:
     missing = ""
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Graphviz is a process for each.
-            graphs = list(pool.map(_graph, [None, *steps[:-1]], steps))
+            graphs = list(progress(pool.map(_graph, [None, *steps[:-1]], steps), "graphs", len(steps)))
     except GraphvizMissingError as error:
         graphs, missing = [], f"{error.what}; {error.fix}."
     regions = {
@@ -89,7 +93,7 @@ def _data(explanation: Explanation) -> tuple[dict[str, Any], str]:
             "sources": [(short_source(source), link(source)) for source in one.sources],
             "kernel": explanation.source(one.name) if explanation.has_source(one.name) else "",
         }
-        for one in explanation.regions
+        for one in progress(explanation.regions, "sources")
     }
     return {"graphs": graphs, "regions": regions}, missing
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("svg", "png", "pdf", "dot")
 INSTALL: Final = "install Graphviz (Debian: apt install graphviz)"
-logger = logging.getLogger("sepc.report")
+logger = logging.getLogger(__name__)
 
 
 def visualize(
@@ -46,7 +46,7 @@ def visualize(
         around: the name of a pass: the graphs before and after it are drawn, in this way.
         folds: whether stages that repeat are drawn once; None: only in large graphs.
 
-    Returns the file written: with the suffix ``.dot``, and a warning of the logger ``sepc.report``, where there is no
+    Returns the file written: with the suffix ``.dot``, and a warning in the log, where there is no
     program `dot`, which is part of Graphviz. Raises InputError for another subject or suffix, and what
     `sepc.compile` raises.
     """
