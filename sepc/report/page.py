@@ -10,8 +10,9 @@ import difflib
 import gzip
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 from markupsafe import Markup
@@ -29,6 +30,9 @@ from sepc.report.plots import KINDS, MatplotlibMissingError, inline_svg
 from sepc.report.snapshot import compare
 from sepc.report.visualize import GraphvizMissingError
 from sepc.report.words import bytes_text, flops_text, percent, short_op, short_source, short_sources, time_text
+
+if TYPE_CHECKING:
+    from sepc.passes.manager import Note
 
 TEMPLATE: Final = "report.html.jinja"
 CONTEXT_LINES: Final = 2
@@ -86,16 +90,35 @@ def _data(explanation: Explanation) -> tuple[dict[str, Any], str]:
             graphs = list(progress(pool.map(_graph, [None, *steps[:-1]], steps), "graphs", len(steps)))
     except GraphvizMissingError as error:
         graphs, missing = [], f"{error.what}; {error.fix}."
+    inside = {one.name: {one.name} for one in explanation.regions}
+    for node in final.nodes:
+        inside.get(node.region, set()).add(node.name)
     regions = {
         one.name: {
             "rows": _rows(one, explanation.roofline),
             "ops": list(map(short_op, one.ops)),
             "sources": [(short_source(source), link(source)) for source in one.sources],
+            "decisions": [_decision(note) for note in explanation.decisions if _is_about(note, one, inside[one.name])],
             "kernel": explanation.source(one.name) if explanation.has_source(one.name) else "",
         }
         for one in progress(explanation.regions, "sources")
     }
     return {"graphs": graphs, "regions": regions}, missing
+
+
+def _is_about(note: Note, region: RegionExplanation, names: set[str]) -> bool:
+    """Whether a decision is about a region, or its operators, or made it."""
+    return not names.isdisjoint(note.nodes) or region.name in re.findall(r"\w+", note.message)
+
+
+def _decision(note: Note) -> tuple[bool, str]:
+    """Whether it was taken, and what it is."""
+    times = (
+        ""
+        if note.before_us is None or note.after_us is None
+        else f"; {time_text(note.before_us)} without, {time_text(note.after_us)} with it"
+    )
+    return note.taken, f"{note.pass_name}: {note.message}{times}"
 
 
 def _graph(before: Step | None, after: Step) -> dict[str, Any]:
