@@ -154,7 +154,7 @@ def test_without_graphviz_and_matplotlib_the_page_says_so(
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = page(explanation)
-    assert "There is no program &#39;dot&#39; to draw with; install Graphviz" in text
+    assert "Graphviz is not installed; install Graphviz" in text
     assert "Pictures of costs need matplotlib; pip install matplotlib" in text
     assert not Page(text).data["graphs"]
     assert len(Page(text).rows["regions"]) == 1 + len(explanation.regions)
