@@ -78,8 +78,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
 
     Raises:
         TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled.
-        InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed. DeviceError, at a
-        call: the runner is lost. PassError: there is a bug in a pass; it names a directory with what shows it.
+        InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed. DeviceError: the
+        runner is lost, at a call. PassError: there is a bug in a pass; it names a directory with what shows it.
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")

@@ -91,7 +91,7 @@ class Target:
 
     @property
     def has_float16(self) -> bool:
-        """Whether it has arithmetic on vectors of float16 that sepc has kernels for: that of Armv8.2."""
+        """Whether it has arithmetic on vectors of float16 that sepc has kernels for, which is that of Armv8.2."""
         cpu = CPUS[self.llvm_cpu]
         return "fullfp16" in cpu.features and "-fullfp16" not in self.features and cpu.architecture == "aarch64"
 

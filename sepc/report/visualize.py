@@ -46,7 +46,7 @@ def visualize(
         around: the name of a pass: the graphs before and after it are drawn, in this way.
         folds: whether stages that repeat are drawn once; None: only in large graphs.
 
-    Returns the file written: with the suffix ``.dot``, and a warning in the log, where there is no
+    Returns the file written: with the suffix ``.dot``, and a warning of the logger ``sepc.report.visualize``, where no
     program `dot`, which is part of Graphviz. Raises InputError for another subject or suffix, and what
     `sepc.compile` raises.
     """
