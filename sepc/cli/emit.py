@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sepc.errors import BuildError, InputError
+from sepc.errors import InputError
 
 if TYPE_CHECKING:
     from sepc.cli.models import Given
@@ -64,16 +64,10 @@ def _dot(captured: Captured, _: Given, output: Path | None) -> None:
 
 
 def _svg(captured: Captured, _: Given, output: Path | None) -> None:
-    import graphviz
-
     from sepc.report.dot import graph_to_dot
+    from sepc.report.visualize import render
 
-    try:
-        picture = graph_to_dot(captured.graph_module).pipe(format="svg", encoding="utf-8")
-    except graphviz.ExecutableNotFound as error:
-        fix = "install Graphviz (Debian: apt install graphviz), or write --emit=dot"
-        raise BuildError("Graphviz is not installed", why="there is no program `dot`", fix=fix) from error
-    write(picture, output)
+    write(render(graph_to_dot(captured.graph_module), "svg").decode(), output)
 
 
 def _pt2(captured: Captured, given: Given, output: Path | None) -> None:
