@@ -1,4 +1,4 @@
-"""Trials of what goes wrong around sepc: the call is right or one SepcError, the next one works, and nothing is left."""
+"""Trials of what goes wrong around sepc: a call is right or one SepcError, the next one works, and nothing is left."""
 
 from __future__ import annotations
 
@@ -27,13 +27,10 @@ MODELS_IN_CACHE = 2
 MEGABYTE = 1 << 20
 
 
-def _limit(kind: int, size: int) -> None:
-    resource.setrlimit(kind, (size, resource.getrlimit(kind)[1]))
-
-
-def disk_full(generator: random.Random, _: pytest.MonkeyPatch) -> None:
-    """No file grows beyond a size."""
-    _limit(resource.RLIMIT_FSIZE, generator.choice([0, 100, 3000, 20_000, 60_000]))
+def disk_full(generator: random.Random, patch: pytest.MonkeyPatch) -> None:
+    """The disk of temporary files has room for little."""
+    if not forked.fill_disk(Path(tempfile.gettempdir()), generator.choice([4, 16, 24, 60, 200])):
+        no_space(generator, patch)  # Not everybody may mount.
 
 
 def no_space(generator: random.Random, patch: pytest.MonkeyPatch) -> None:
@@ -54,7 +51,8 @@ def no_space(generator: random.Random, patch: pytest.MonkeyPatch) -> None:
 
 def no_files(_: random.Random, __: pytest.MonkeyPatch) -> None:
     """A process may not open more files than it has."""
-    _limit(resource.RLIMIT_NOFILE, len(os.listdir("/proc/self/fd")) + 2)
+    most = len(list(Path("/proc/self/fd").iterdir())) + 2
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def no_temporary_directory(_: random.Random, patch: pytest.MonkeyPatch) -> None:

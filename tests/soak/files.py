@@ -184,24 +184,17 @@ def _forged(members: dict[str, bytes], victim: str, generator: random.Random, pa
 
 def _other(value: Any, generator: random.Random) -> Any:
     """`value` with something in it replaced, taken away or added."""
-    if isinstance(value, dict) and value and generator.random() < 0.95:
+    inside = generator.random() < 0.95
+    if isinstance(value, dict) and value and inside:
         key = generator.choice(list(value))
-        match generator.randrange(12):
-            case 0:
-                return {name: one for name, one in value.items() if name != key}
-            case 1:
-                return {**value, generator.choice(HOSTILE_KEYS): generator.choice(HOSTILE)}
-            case _:
-                return {**value, key: _other(value[key], generator)}
-    if isinstance(value, list) and value and generator.random() < 0.95:
+        changed = [{**value, key: _other(value[key], generator)}] * 10
+        without = {name: one for name, one in value.items() if name != key}
+        return generator.choice([*changed, without, {**value, generator.choice(HOSTILE_KEYS): "x"}])
+    if isinstance(value, list) and value and inside:
         index = generator.randrange(len(value))
-        match generator.randrange(12):
-            case 0:
-                return value[:index] + value[index + 1 :]
-            case 1:
-                return value[:index] + [value[index]] * generator.choice([2, 100]) + value[index + 1 :]
-            case _:
-                return [*value[:index], _other(value[index], generator), *value[index + 1:]]
+        before, own, after = value[:index], value[index], value[index + 1 :]
+        changed = [[*before, _other(own, generator), *after]] * 10
+        return generator.choice([*changed, before + after, before + [own] * generator.choice([2, 100]) + after])
     if type(value) is int and generator.random() < 0.5:
         return value + generator.choice([-1, 1, 64, 1 << 20, 1 << 40])
     return generator.choice(HOSTILE)

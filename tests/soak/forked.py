@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import sepc
+import sepc.cache
 from sepc import cache_key
 from tests.helpers import TOLERANCE
 
@@ -49,6 +51,19 @@ def compile_and_compare(number: int = 0) -> int:
         return REFUSED
     reference = model(x).detach()
     return RIGHT if bool((result - reference).abs().max() <= TOLERANCE * reference.abs().max()) else WRONG
+
+
+def fill_disk(place: Path, kilobytes: int) -> bool:
+    """Put a disk with room for so much in the place of a directory, for this process alone, which has to be a forked
+    one; tells whether that is allowed.
+    """
+    new_mount_namespace, all_private = 0x20000, 0x44000
+    libc, size = ctypes.CDLL(None), f"size={kilobytes}k".encode()
+    return not (
+        libc.unshare(new_mount_namespace)
+        or libc.mount(b"none", b"/", None, all_private, None)
+        or libc.mount(b"tmpfs", os.fsencode(place), b"tmpfs", 0, size)
+    )
 
 
 def start(function: Callable[[], int]) -> int:

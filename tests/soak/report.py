@@ -83,7 +83,8 @@ def write(path: Path, soak: Soak) -> None:
     found = versions()
     made = (
         f"{soak.trials:,} trials in {soak.seconds / 60:.0f} minutes, {time.strftime('%Y-%m-%d')}, "
-        f"{host_cpu().model_name}, Python {platform.python_version()}, torch {found['torch']}, TVM {found['apache-tvm']}.\n"
+        f"{host_cpu().model_name}, Python {platform.python_version()}, "
+        f"torch {found['torch']}, TVM {found['apache-tvm']}.\n"
     )
     table = ["| tried | count |", "|---|---:|", *(f"| {name} | {count} |" for name, count in soak.rows())]
     bad = [f"- {line}" for line in (*soak.wrong, *soak.crashes)]
