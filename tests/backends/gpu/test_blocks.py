@@ -51,7 +51,9 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "depthwise, pointwise": (lambda: nn.Sequential(depthwise(20), nn.ReLU6(), pointwise(20, 37)), (1, 20, 9, 11)),
     "pointwise, depthwise": (lambda: nn.Sequential(pointwise(20, 38), nn.SiLU(), depthwise(38, 5, 2)), (2, 20, 9, 11)),
     "inverted residual": (
-        lambda: Residual(nn.Sequential(pointwise(16, 40), nn.ReLU6(), depthwise(40), nn.Hardswish(), pointwise(40, 16))),
+        lambda: Residual(
+            nn.Sequential(pointwise(16, 40), nn.ReLU6(), depthwise(40), nn.Hardswish(), pointwise(40, 16))
+        ),
         (2, 16, 9, 9),
     ),
     "inverted residual, stride 2, odd channels": (
