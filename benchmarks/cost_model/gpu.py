@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import combinations, pairwise
 from typing import Final
 
@@ -29,7 +30,7 @@ from benchmarks.cost_model.results import Report
 from sepc.cost_model.gpu_latency import GpuProblem
 from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.cost_model.gpu_planner import GpuPlanner
-from sepc.cost_model.gpu_search import gpu_tilings
+from sepc.cost_model.gpu_search import one_per_shape
 from sepc.cost_model.gpu_tiling import GpuTiling, is_depthwise
 from sepc.cost_model.work import Work
 from sepc.ir.arithmetic import ceil_div
@@ -93,7 +94,8 @@ class Group:
         return 1 - self.least_bytes / self.apart.least_bytes
 
 
-def piece_of(works: Sequence[Work], planner: GpuPlanner) -> Piece | None:
+@cache
+def piece_of(works: tuple[Work, ...], planner: GpuPlanner) -> Piece | None:
     """`works` as one kernel under its best tiling; None if there is none."""
     found = planner.choose_chain(works) if len(works) > 1 else planner.choose(works[0])
     if found is None or not isinstance(found.tiling, GpuTiling):
@@ -107,7 +109,7 @@ def piece_of(works: Sequence[Work], planner: GpuPlanner) -> Piece | None:
 def least_bytes(problem: GpuProblem) -> float:
     """The fewest bytes that any tiling moves which has a block for every multiprocessor, if one has."""
     last, found = problem.links[-1], dict[bool, float]()
-    for tiling in gpu_tilings(problem):
+    for tiling in one_per_shape(problem).values():
         tiles = ((last.out_height, tiling.rows), (last.out_width, tiling.columns), (last.out_channels, tiling.channels))
         blocks = last.batch * math.prod(ceil_div(extent, size) for extent, size in tiles)
         is_enough = blocks >= problem.machine.multiprocessors
@@ -115,7 +117,7 @@ def least_bytes(problem: GpuProblem) -> float:
     return found.get(True) or found[False]
 
 
-def plan(works: Sequence[Work], gpu: str, model: str, planner: GpuPlanner) -> Group | None:
+def plan(works: tuple[Work, ...], gpu: str, model: str, planner: GpuPlanner) -> Group | None:
     """The quickest way through `works`; None if one of them has no kernel by itself."""
     ways: nx.DiGraph[int] = nx.DiGraph()
     for begin, end in combinations(range(len(works) + 1), 2):
