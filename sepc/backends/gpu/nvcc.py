@@ -67,8 +67,8 @@ def compile_source(source: str, architecture: str) -> Cubin:
     store = Cache.open_directory("cubins")
     key = hashlib.sha256("\n".join((source, architecture, _version(compiler), *_FLAGS)).encode()).hexdigest()
     if store is not None and (found := store.read(key)) is not None:
-        kept, _, told = found.partition(_SEPARATOR)
-        return Cubin(kept, parse_usage(told.decode()))
+        kept, _, log = found.partition(_SEPARATOR)
+        return Cubin(kept, parse_usage(log.decode()))
     code, told = _run(compiler, source, architecture)
     if spilling := [symbol for symbol, usage in parse_usage(told).items() if usage.spilled_bytes]:
         code, told = _run(compiler, with_all_registers(source, spilling), architecture)
