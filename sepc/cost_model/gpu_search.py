@@ -37,13 +37,18 @@ DENSE_VECTORS: Final = (1, 2, 4)
 MOST_SUMS: Final = 64
 """Sums of a thread, at most: more would leave too few threads to a multiprocessor."""
 CHANNELS: Final = (16, 32, 64, 128)
+"""Output channels of a block, or all if that is no more than the last."""
 CHUNKS: Final = (16, 32, 64, 128)
+"""The same of its input channels per turn."""
 THREADS: Final = (64, 128, 256)
+"""Threads of a block whose last link is depthwise."""
 MOST_THREADS: Final = 512
 """Threads of a block at most, as all of them wait at its barriers."""
 MOST_ROWS: Final = 16
 MOST_COLUMNS: Final = 32
 LEAST_PIXELS: Final = 4
+MOST_PIXELS: Final = 256
+"""Of a block's tile of results; a single row, as that of all pixels of a pointwise layer, may have as many columns."""
 AS_QUICK: Final = 1.03
 """Tilings that are predicted to take at most this times as long as the quickest count as quick as that: of these, the
 one that moves the fewest bytes is chosen, as predictions are not that exact, and bytes are what others may need."""
@@ -51,7 +56,6 @@ SHAPES_KEPT: Final = 12
 """Shapes of blocks, of which all register blocks are tried."""
 USUAL_RESIDENT_BLOCKS: Final = 4
 """Blocks of a multiprocessor whose waiting overlaps, for the choice of a link's register block by itself."""
-MOST_PIXELS: Final = 256
 
 
 def is_gpu_chain(links: Links) -> bool:
@@ -69,12 +73,11 @@ def choose_gpu(
 ) -> Choice | None:
     """The tiling of least predicted time for `links`, a chain that `is_gpu_chain`; None if `machine` can hold none.
 
-
-    For the other arguments see `sepc.cost_model.gpu_latency.GpuProblem`.
+    Of several that are about as quick, it is the one that moves the fewest bytes. For the other arguments see
+    `sepc.cost_model.gpu_latency.GpuProblem`.
     """
     problem = GpuProblem(links, machine, epilogue_costs, operand_bytes)
-    first = {shape: next(_tilings_of(problem, shape, only_quickest=True), None) for shape in _shapes(problem)}
-    times_us = {shape: problem.predict(tiling).time_us for shape, tiling in first.items() if tiling is not None}
+    times_us = {shape: problem.predict(tiling).time_us for shape, tiling in one_per_shape(problem).items()}
     kept = sorted(times_us, key=lambda shape: times_us[shape])[:SHAPES_KEPT]
     costs = {tiling: problem.predict(tiling) for shape in kept for tiling in _tilings_of(problem, shape)}
     limit_us = AS_QUICK * min((cost.time_us for cost in costs.values()), default=0.0)
@@ -89,7 +92,13 @@ def gpu_tilings(problem: GpuProblem) -> Iterator[GpuTiling]:
         yield from _tilings_of(problem, shape)
 
 
-class _Shape(NamedTuple):
+def one_per_shape(problem: GpuProblem) -> dict[Shape, GpuTiling]:
+    """Of the considered tilings one for each shape of blocks: that with the quickest register block by itself."""
+    found = {shape: next(_tilings_of(problem, shape, only_quickest=True), None) for shape in _shapes(problem)}
+    return {shape: tiling for shape, tiling in found.items() if tiling is not None}
+
+
+class Shape(NamedTuple):
     """What of a tiling decides on the bytes that are moved."""
 
     rows: int
@@ -98,16 +107,16 @@ class _Shape(NamedTuple):
     chunk: int
 
 
-def _shapes(problem: GpuProblem) -> Iterator[_Shape]:
+def _shapes(problem: GpuProblem) -> Iterator[Shape]:
     """The shapes of blocks whose tiles fit shared memory."""
     last = problem.links[-1]
     chunks = _up_to(CHUNKS, last.in_channels) if is_dense(last) else [0]
     for (rows, columns), channels, chunk in product(_pixel_tiles(last), _up_to(CHANNELS, last.out_channels), chunks):
         if shared_bytes(problem.links, rows, columns, channels, chunk) <= problem.machine.shared_kib_per_block * 1024:
-            yield _Shape(rows, columns, channels, chunk)
+            yield Shape(rows, columns, channels, chunk)
 
 
-def _tilings_of(problem: GpuProblem, shape: _Shape, *, only_quickest: bool = False) -> Iterator[GpuTiling]:
+def _tilings_of(problem: GpuProblem, shape: Shape, *, only_quickest: bool = False) -> Iterator[GpuTiling]:
     """The tilings of that shape that the machine can hold; or those with the quickest register block by itself."""
     links, shared = problem.links, shared_bytes(problem.links, *shape)
     *tiles, last_tile = link_tiles(links, *shape)

@@ -77,12 +77,14 @@ def predict_tasks(
     stage: Stage, tiling: StageTiling, machine: GpuMachine, epilogue_cost: int = 0, operand_bytes: int = 0
 ) -> Cost:
     """The cost of `stage` under `tiling`; arguments as of `sepc.cost_model.latency.predict`."""
-    tasks = math.prod(task_counts(stage, tiling, VECTOR))
+    # Of what is elementwise, each vector is a task, whatever its row.
+    elements = math.prod(stage.extents) if isinstance(stage, Map) else 0
+    tasks = ceil_div(elements, VECTOR) or math.prod(task_counts(stage, tiling, VECTOR))
     whole = streamed_footprint(stage, operand_bytes)
     results = whole.results / stage.element.size_bytes
-    # A multiply-add is two operations; whatever is added up is loaded, and weights are.
-    instructions = 2 * stage.flops / 2 + results * (epilogue_cost + 1)
-    scattered = SCATTERED_READS if isinstance(tiling, RowTiling) else 1.0
+    # Two operations are a multiply-add, and a load.
+    instructions = stage.flops + results * (epilogue_cost + 1)
+    scattered = SCATTERED_READS if isinstance(stage, Normalization) else 1.0
     return _cost(stage.flops, tasks, instructions / tasks, whole, scattered, machine)
 
 

@@ -205,6 +205,8 @@ def test_fusing_saves_bytes_of_a_gpu_where_it_is_quicker_and_nothing_where_it_is
     pair = gpu.plan(large[:2], "a GPU", "net", planner)
     assert pair is not None
     text = gpu.report_of([pair, saves, apart]).text()
+    assert compulsory < saves.least_bytes <= saves.fused.least_bytes < saves.apart.least_bytes
+    assert 0 < saves.saving_by_bytes < 1
     assert "1 of 2 whole inverted residuals become one kernel" in text
     assert "a GPU: 1 of 1 pairs become one kernel" in text
     assert "pw 24→144 @56, dw3 144→144 @56, pw 144→24 @56" in text
