@@ -33,7 +33,8 @@ def test_sources_and_machine_code_for_every_architecture_compile_without_a_warni
     assert files >= {"net.h", "net.c", "main.c", "data.S", "kernels.cu", "weights.bin", "README.md"}
     assert {name for name in files if name.endswith(".cubin")} == {"kernels_sm_75.cubin", "kernels_sm_80.cubin"}
     nvcc = Path(shutil.which("nvcc") or "").resolve()
-    headers = next(path for path in (nvcc.parents[1] / "include", Path("/usr/local/cuda/include")) if path.exists())
+    places = (nvcc.parents[1] / "include", *Path("/usr/local").glob("cuda*/include"))
+    headers = next(path for path in places if (path / "cuda.h").exists())
     flags = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-I.", "-isystem", str(headers)]
     command = ["gcc", *flags, "-c", "net.c", "main.c", "data.S"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -25,6 +25,8 @@ WORKERS: Final = 2
 """Runs of nvcc at a time: each takes some hundred MB."""
 
 _FLAGS: Final = ("-O3", "-cubin", "-Xptxas", "-v", "-diag-suppress", "177,1046")
+_RECIPE: Final = "again with all registers where some are spilled"
+"""What else machine code on disk depends on: change it with the steps of `compile_source`."""
 _ENTRY: Final = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -65,7 +67,8 @@ def compile_source(source: str, architecture: str) -> Cubin:
     """
     compiler = nvcc()
     store = Cache.open_directory("cubins")
-    key = hashlib.sha256("\n".join((source, architecture, _version(compiler), *_FLAGS)).encode()).hexdigest()
+    parts = (source, architecture, _version(compiler), _RECIPE, *_FLAGS)
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if store is not None and (found := store.read(key)) is not None:
         kept, _, log = found.partition(_SEPARATOR)
         return Cubin(kept, parse_usage(log.decode()))

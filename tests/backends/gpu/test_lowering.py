@@ -44,7 +44,7 @@ def test_a_tile_that_exceeds_shared_memory_is_refused(monkeypatch: pytest.Monkey
 
 def test_more_threads_than_a_block_may_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, columns=16, threads=2048)
-    with pytest.raises(TargetError, match="2048 threads, and 1024 is the most"):
+    with pytest.raises(TargetError, match="2048 threads, and 256 is the most"):
         sepc.compile(POINTWISE, target="opencl", example_inputs=(IMAGE,))
 
 
