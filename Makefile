@@ -10,7 +10,7 @@ IN_VENV := $(VENV)/bin/
 # One stamp for every set of extras: it is older than pyproject.toml when the requirements have changed.
 INSTALLED = $(VENV)/.installed-
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench docs images clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo 'make test   lint, and run all tests'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make bench  compare with other runtimes; BENCH_ARGS="MODEL... [options]"'
+	@echo 'make docs   build the documentation, into docs/build'
+	@echo 'make images make the pictures of the documentation anew; needs Graphviz and Chromium'
 	@echo 'make clean  remove what these made, except the environment $(VENV)'
 	@echo 'Variables: VENV=$(VENV) PYTHON=$(PYTHON)'
 
@@ -36,6 +38,14 @@ lint: $(INSTALLED)test
 bench: $(INSTALLED)bench
 	$(IN_VENV)python -m benchmarks.compare $(BENCH_ARGS)
 
+# A warning, such as of a broken link, is an error.
+docs: $(INSTALLED)docs
+	$(IN_VENV)python -m sphinx --fail-on-warning --keep-going --quiet docs docs/build
+	@echo 'Written: docs/build/index.html'
+
+images: $(INSTALLED)test
+	$(IN_VENV)python -m docs.images.remake
+
 # Everything is resolved in one go, so that torch and torchvision fit each other.
 $(INSTALLED)%: pyproject.toml | $(IN_VENV)pip
 	$(IN_VENV)python -m pip install --quiet --editable '.[$*]'
@@ -51,5 +61,5 @@ $(IN_VENV)pip:
 	@echo 'Installing into $(VENV), several minutes and some 6 GB at the first time'
 
 clean:
-	rm -rf build dist *.egg-info examples/output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info docs/build examples/output .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find sepc tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +

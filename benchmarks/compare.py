@@ -3,29 +3,27 @@
     python -m benchmarks.compare mobilenetv2_100 resnet50 --threads 1 2
     python -m benchmarks.compare mobilenetv2_100 --isa avx2
 
-Every pair of model and number of threads has a process of its own, shared by all runners: thread pools are sized once
-in a process's life, and a runner that crashes takes only its own row with it.
+Every pair of model and number of threads has a process of its own, shared by all runners. For a model of yours there is
+`sepc-bench`.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import models, report
-from benchmarks.measure import ModelResult, PeerResult, describe, measure
-from benchmarks.peers import BUILDERS, ENVIRONMENTS, NATIVE, Job
+from benchmarks import models
+from sepc.bench import processes, report
+from sepc.bench.measure import ModelResult
+from sepc.bench.peers import BUILDERS, ENVIRONMENTS, NATIVE
+from sepc.bench.processes import Task
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             start_s = time.perf_counter()
             result = run_in_process(model, threads, options)
             results.append(result)
-            console.print(f"{model}, {threads} thread(s): {summary(result)} [{time.perf_counter() - start_s:.0f} s]")
+            console.print(
+                f"{model}, {threads} thread(s): {report.summary(result)} [{time.perf_counter() - start_s:.0f} s]"
+            )
     report.print_tables(console, results)
     command = shlex.join(["python", "-m", "benchmarks.compare", *(sys.argv[1:] if arguments is None else arguments)])
     stem = options.output / options.name
@@ -86,59 +86,10 @@ def _peers(text: str) -> list[str]:
     return names
 
 
-def summary(result: ModelResult) -> str:
-    """All medians in one line."""
-    parts = []
-    for name, peer in result.peers.items():
-        mark = ("" if peer.is_right else " WRONG") + report.mark(peer, result.isa)
-        parts.append(f"{name} {'failed' if peer.failure else f'{peer.median_ms:.2f} ms{mark}'}")
-    return ", ".join(parts)
-
-
 def run_in_process(model: str, threads: int, options: argparse.Namespace) -> ModelResult:
     """Measure one model in a new process; if that dies, a result that says so for every runner."""
-    size = options.size or models.default_size(model)
-    context = multiprocessing.get_context("spawn")
-    variables = {"OMP_NUM_THREADS": str(threads), **ENVIRONMENTS[options.isa]}
-    with _environment(variables), ProcessPoolExecutor(1, mp_context=context) as pool:
-        future = pool.submit(
-            measure_model, model, size, options.batch, threads, options.isa, options.peers, options.rounds
-        )
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            failure = "the process died, so no runner has figures; --peers can leave out the one that crashed it"
-        except Exception as error:  # for example a model that does not exist, or does not accept this size
-            failure = describe(error)
-    peers = {name: PeerResult(failure=failure) for name in options.peers}
-    return ModelResult(model, size, options.batch, threads, peers, options.isa)
-
-
-def measure_model(
-    model: str, size: int, batch: int, threads: int, isa: str, peers: Sequence[str], rounds: int
-) -> ModelResult:
-    """Load and measure one model in this process, whose number of threads this fixes."""
-    import torch
-
-    torch.set_num_threads(threads)
-    module, inputs = models.load(model, size, batch)
-    results = measure(Job(module, inputs, threads, isa), peers, rounds)
-    return ModelResult(model, size, batch, threads, results, isa)
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for processes started inside."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    load = partial(models.load, model, options.size, options.batch)
+    return processes.run_in_process(Task(model, load, options.peers, options.rounds, threads, options.isa))
 
 
 if __name__ == "__main__":

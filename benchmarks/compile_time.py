@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from benchmarks.measure import relative_error
+from sepc.bench.measure import relative_error
 
 TOLERANCE: Final = 1e-4
 COLD_GOAL_S: Final = 10.0

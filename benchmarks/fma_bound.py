@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sepc
 from benchmarks import models
-from benchmarks.measure import TOLERANCE, relative_error
+from sepc.bench.measure import TOLERANCE, relative_error
 from sepc.c_compiler import c_compiler
 from sepc.target import Target
 

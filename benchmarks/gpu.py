@@ -19,7 +19,7 @@ from typing import Final
 
 import sepc
 from benchmarks.models import TESTED, load
-from benchmarks.report import describe_versions
+from sepc.bench.report import describe_versions
 from sepc.runtime.report import RegionReport
 
 ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_90")

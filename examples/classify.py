@@ -30,7 +30,7 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 import sepc
-from sepc.report.dot import Region, short_op, write_graph
+from sepc.report.words import short_op
 
 Photograph: TypeAlias = npt.NDArray[np.uint8]
 
@@ -58,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"Latency with {options.threads} thread(s), medians: PyTorch {eager_ms:.2f} ms, sepc {fast_ms:.2f} ms,"
             f" [bold]{eager_ms / fast_ms:.2f} times as fast[/bold]\n"
         )
-        console.print(regions_table(fast.regions, fast.profile(first)))
-    written = write_graph(fast.graph_module, options.output / "efficientnet_lite0", fast.regions)
+        profile = fast.profile(first)
+        console.print(regions_table(fast.regions, profile))
+    written = sepc.visualize(fast.explain().with_profile(profile), options.output / "efficientnet_lite0.svg")
     hint = "" if written.suffix == ".svg" else "; install Graphviz, whose `dot` program is missing, to get an SVG"
     console.print(f"Optimised graph: {written}{hint}", soft_wrap=True)
     return 0 if all(agreed) else 1
@@ -139,7 +140,7 @@ def interleaved_latency_ms(
     return statistics.median(latencies_ms[0]), statistics.median(latencies_ms[1])
 
 
-def regions_table(regions: Sequence[Region], profile: sepc.Profile) -> Table:
+def regions_table(regions: Sequence[sepc.RegionReport], profile: sepc.Profile) -> Table:
     """All kernels, in the order in which they run, with predicted and measured time."""
     measured = {row.name: row.measured_us for row in profile}
     table = Table(title=f"{len(regions)} regions: one kernel each", title_justify="left")

@@ -24,6 +24,8 @@ from skimage.color import rgb2gray
 from torch import nn
 
 import sepc
+from sepc.report.plots import save
+from sepc.report.tradeoff import Curve, draw_tradeoff
 
 PICTURES: Final = ("brick", "coins", "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "page", "text")
 CROP: Final = 32
@@ -152,24 +154,12 @@ def agrees(model: nn.Module, x: torch.Tensor) -> bool:
 
 def draw(points: Sequence[Point], path: Path) -> None:
     """Accuracy against latency, a line for each way of fitting."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
     dense, *others = points
-    for label in dict.fromkeys(point.label for point in others):
-        own = [dense, *(point for point in others if point.label == label)]
-        axes.plot([point.latency_us for point in own], [point.accuracy for point in own], "o-", label=label)
-    axes.plot([dense.latency_us], [dense.accuracy], "ks", label=dense.label)
-    axes.set_xlabel("µs for an image, compiled by sepc")
-    axes.set_ylabel("right, %")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+    curves = [
+        Curve(label, [(dense.latency_us / one.latency_us, one.accuracy) for one in others if one.label == label])
+        for label in dict.fromkeys(point.label for point in others)
+    ]
+    save(lambda figure: draw_tradeoff(figure.subplots(), dense.accuracy, curves, "right, %"), path)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from sepc.errors import (
     DeviceError,
     InputError,
     ModelError,
+    OutOfMemoryError,
+    PassError,
     SepcError,
     TargetError,
     VerificationError,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from sepc.compiled import CompiledModel
     from sepc.cost_model.calibrate import calibrate
     from sepc.report.explanation import Explanation, RegionExplanation
+    from sepc.report.tradeoff import plot_separations
+    from sepc.report.visualize import visualize
     from sepc.runtime.exported import ExportedModel
     from sepc.runtime.model import LoadedModel
     from sepc.runtime.report import Profile, RegionProfile, RegionReport
@@ -45,6 +49,8 @@ __all__ = [
     "InputError",
     "LoadedModel",
     "ModelError",
+    "OutOfMemoryError",
+    "PassError",
     "Plan",
     "Profile",
     "RegionExplanation",
@@ -61,8 +67,10 @@ __all__ = [
     "compile",
     "explain",
     "load",
+    "plot_separations",
     "remote",
     "separate",
+    "visualize",
 ]
 
 # Imported at first use, so that `import sepc` stays fast.
@@ -85,6 +93,8 @@ _LAZY = {
     "Separation": "sepc.separable.result",
     "Target": "sepc.target",
     "load": "sepc._load",
+    "plot_separations": "sepc.report.tradeoff",
+    "visualize": "sepc.report.visualize",
 }
 
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-import time
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from sepc._clock import Clock
 from sepc.cache import Cache
 from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
-from sepc.errors import BuildError, InputError, TargetError
-from sepc.frontend.export import Captured, export, finish
-from sepc.ir import ops, region
+from sepc.errors import BuildError, InputError, KernelError, TargetError
+from sepc.fallback import hand_over, unbuilt_regions
+from sepc.frontend.arguments import captured_for
+from sepc.frontend.export import Captured, export
+from sepc.ir import region
 from sepc.ir.element import ElementName
 from sepc.runtime.cuda import CudaExecutable
 from sepc.runtime.executable import AnyExecutable
 from sepc.runtime.gpu import Resources
 from sepc.runtime.report import RegionReport
-from sepc.runtime.signature import Signature, TensorLeaf
+from sepc.runtime.signature import Signature
 from sepc.runtime.specialization import Description, Specialization
 from sepc.target import Target
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from sepc._remote import Remote
     from sepc.bundle.bundle import Bundle
     from sepc.passes.manager import PassRecord
+    from sepc.passes.observers import Observer
     from sepc.report.explanation import Explanation
     from sepc.separable.plan import Plan
 
@@ -52,6 +55,7 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     verify_each: bool = False,
     separate: Plan | Literal["exact"] = "exact",
     runner: Remote | None = None,
+    dump_dir: str | os.PathLike[str] | None = None,
 ) -> CompiledModel:
     """Compile `model` for `target`. What was compiled before comes from a cache on disk, also in another process.
 
@@ -72,11 +76,13 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         separate: "exact" takes apart only convolutions that are separable, or of low rank, up to rounding, where that
             is predicted faster; with a plan, made by `sepc.separate` for this model, layers are replaced first.
         runner: a device that runs it, from `sepc.remote`, instead of this host.
+        dump_dir: a directory for the graph after every pass, as programs and pictures, with a page ``index.html``; of
+            what was compiled last, and always compiled anew.
 
     Raises:
         TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled.
         InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed. DeviceError, at a
-        call: the runner is lost.
+        call: the runner is lost. PassError: there is a bug in a pass; it names a directory with what shows it.
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")
@@ -89,7 +95,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
     if runner is not None and for_target.gpu is not None:
         fix = "name a CPU as the target, or export the model and run it there"
         raise TargetError(f"A remote device does not run '{for_target.name}'", where="runner", fix=fix)
-    compiled = CompiledModel(model, for_target, num_threads, optimize, shape_limit, fullgraph, verify_each, runner)
+    options = num_threads, optimize, shape_limit, fullgraph, verify_each, runner, dump_dir
+    compiled = CompiledModel(model, for_target, *options)
     if example_inputs is not None:
         compiled.precompile(*example_inputs)
     return compiled
@@ -135,13 +142,14 @@ def explain(
     return compiled.explain(*inputs)
 
 
-logger = logging.getLogger("sepc")
-
-
 @contextmanager
-def _no_autocast() -> Iterator[None]:
-    """Not the caller's autocast: what that is at the first call says nothing of later ones, or of other processes."""
-    with torch.autocast("cpu", enabled=False):
+def _alone() -> Iterator[None]:
+    """One compilation at a time, Dynamo's included, as torch.export changes what all threads share; and not under the
+    caller's autocast: what that is at the first call says nothing of later ones, or of other processes.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+
+    with compile_lock, torch.autocast("cpu", enabled=False):
         yield
 
 
@@ -152,11 +160,13 @@ class Lowered:
     Attributes:
         graph_module: the optimised graph. passes: what each pass did.
         functions: PrimFuncs of the kernels, by symbol.
+        scratch: of each region that has scratch in the arena its offset and size in bytes, by the region's name.
     """
 
     graph_module: fx.GraphModule
     passes: Sequence[PassRecord]
     functions: Mapping[str, Any]
+    scratch: Mapping[str, tuple[int, int]]
 
     def source(self, symbol: str, form: str, target: Target) -> str:
         """The code of a kernel in a form that there is for `target`: see `CompiledModel.source`."""
@@ -186,15 +196,19 @@ class Compiled(Specialization):
     Attributes:
         compile_times_s: how long each stage took, in seconds; "imports" loads TVM and the passes.
         lower: computes `lowered`.
+        run_passes: runs the passes once more, for observers to look on.
+        is_complete: whether all kernels were built that should be; another time that may work.
     """
 
     compile_times_s: Mapping[str, float]
     lower: Callable[[], Lowered]
+    run_passes: Callable[[Sequence[Observer]], object]
+    is_complete: bool = True
 
     @cached_property
     def lowered(self) -> Lowered:
         """What the compiler knows; computed now if the kernels came from the cache."""
-        with _no_autocast():
+        with _alone():
             return self.lower()
 
 
@@ -209,6 +223,7 @@ class _Job:
     optimize: Objective
     verify_each: bool
     runner: Remote | None
+    dump_dir: str | os.PathLike[str] | None
 
     @property
     def runs_here(self) -> bool:
@@ -216,7 +231,7 @@ class _Job:
         return self.runner is None and self.target.is_runnable
 
 
-@_no_autocast()
+@_alone()
 def specialize(
     model: nn.Module | ExportedProgram,
     target: Target,
@@ -227,32 +242,37 @@ def specialize(
     optimize: Objective = "time",
     verify_each: bool = False,
     runner: Remote | None = None,
+    dump_dir: str | os.PathLike[str] | None = None,
 ) -> Compiled:
     """Compile `model` as it runs on ``(*args, **kwargs)``, or take it from the cache; raises what `compile` raises.
 
     `signature` is that of the arguments. Whether anything may be left to PyTorch is for `sepc.fallback` to say.
     """
-    clock = _Clock()
-    job = _Job(export(model, args, kwargs), signature, target, threads, optimize, verify_each, runner)
+    clock = Clock()
+    exported = export(model, args, kwargs)
+    job = _Job(exported, signature, target, threads, optimize, verify_each, runner, dump_dir)
     clock.lap("capture")
-    # Loading an entry refuses what this host cannot run; and verification is asked for to see the passes run.
+    # Loading an entry refuses what this host cannot run; and who verifies or dumps wants to see the passes run.
     # Of kernels for a GPU, it is the machine code that takes long, and that has a cache of its own.
-    cache = Cache.open() if job.runs_here and not verify_each and target.gpu is None else None
+    is_kept = job.runs_here and not verify_each and dump_dir is None and target.gpu is None
+    cache = Cache.open() if is_kept else None
     if cache is None:
         return _compile(job, clock)
+
+    def make() -> Compiled:
+        clock.lap("cache")
+        return _compile(job, clock)
+
     key = cache_key(job.exported, signature, target, threads, optimize)
-    found = cache.get(key)
+    found = cache.get_or_make(key, target, make, keep=lambda made: made.is_complete)
     clock.lap("cache")
-    if found is not None:
-        regions = found.description.regions
-        return Compiled(found.description, found.executable, clock.laps, lambda: _lower_again(job, regions))
-    compiled = _compile(job, clock)
-    cache.put(key, target, compiled)
-    clock.lap("cache")
-    return compiled
+    if isinstance(found, Compiled):
+        return found
+    lower = partial(_lower_again, job, found.description.regions)
+    return Compiled(found.description, found.executable, clock.laps, lower, partial(_run_passes, job))
 
 
-def _compile(job: _Job, clock: _Clock) -> Compiled:
+def _compile(job: _Job, clock: Clock) -> Compiled:
     """A specialisation from scratch."""
     backend, target = _backend(), job.target
     clock.lap("imports")
@@ -260,12 +280,19 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
     graph_module = captured.graph_module
     assembled = backend.assemble(graph_module, backend.lowering(target), job.threads)
     clock.lap("lower")
-    executable, times = backend.build(assembled, target, job.threads, job.runner)
+    unbuilt: dict[str, str] = {}
+    try:
+        executable, times = backend.build(assembled, target, job.threads, job.runner)
+    except KernelError as error:
+        unbuilt = unbuilt_regions(assembled.program, error)
+        hand_over(graph_module, unbuilt)
+        assembled = backend.assemble(graph_module, backend.lowering(target), job.threads, unbuilt)
+        executable, times = backend.build(assembled, target, job.threads, job.runner)
     wrong = backend.wrong_regions(assembled.checks, executable) if job.runs_here else {}
     if wrong:
-        assembled = backend.assemble(graph_module, backend.lowering(target), job.threads, wrong)
+        assembled = backend.assemble(graph_module, backend.lowering(target), job.threads, {**wrong, **unbuilt})
         executable, times = backend.build(assembled, target, job.threads, job.runner)
-        _hand_over(graph_module, wrong)
+        hand_over(graph_module, wrong)
     clock.add(times)
     description = Description(
         signature=job.signature,
@@ -275,13 +302,14 @@ def _compile(job: _Job, clock: _Clock) -> Compiled:
         optimize=job.optimize,
         regions=tuple(_report(node, graph, executable) for node, graph in region.regions(graph_module)),
     )
-    lowered = Lowered(graph_module, records, assembled.functions)
-    return Compiled(description, executable, clock.laps, lambda: lowered)
+    lowered = Lowered(graph_module, records, assembled.functions, assembled.scratch)
+    run_passes = partial(_run_passes, job)
+    return Compiled(description, executable, clock.laps, lambda: lowered, run_passes, is_complete=not unbuilt)
 
 
 def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     """What the compiler knows of kernels that came from the cache, with these regions."""
-    captured, _, records = _optimized(job, _Clock())
+    captured, _, records = _optimized(job, Clock())
     graph_module = captured.graph_module
     on_host = {one.name for one in regions if one.kernel == "torch"}
     assembled = _backend().assemble(graph_module, _backend().lowering(job.target), job.threads, on_host)
@@ -289,63 +317,42 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     for node, _ in region.regions(graph_module):
         if node.name in on_host:  # As was found out by running it, when it was compiled.
             node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reasons[node.name])
-    return Lowered(graph_module, records, assembled.functions)
+    return Lowered(graph_module, records, assembled.functions, assembled.scratch)
 
 
-def _optimized(job: _Job, clock: _Clock) -> tuple[Captured, tuple[int, ...], list[PassRecord]]:
+@_alone()
+def _run_passes(job: _Job, observers: Sequence[Observer]) -> None:
+    _optimized(job, Clock(), observers)
+
+
+def _optimized(
+    job: _Job, clock: Clock, observers: Sequence[Observer] = ()
+) -> tuple[Captured, tuple[int, ...], list[PassRecord]]:
     """The captured graph after all passes, which argument's tensor each input is, and what the passes did."""
     # Imported late: where the cache has the kernels, none of this is needed.
     from sepc.passes.manager import PassContext, PassManager
     from sepc.passes.pipeline import pipeline
+    from sepc.report.failure import Case, run_passes
 
     clock.lap("imports")
-    captured = finish(job.exported)
-    order = _match_inputs(captured, job.signature)
+    captured, order = captured_for(job.exported, job.signature)
     clock.lap("capture")
     target = job.target
     context = PassContext(target=target, machine=target.planned_for, threads=job.threads, element=target.element)
-    manager = PassManager(pipeline(job.optimize), verify_each=job.verify_each)
-    records = manager.run(captured.graph_module, context)
+    manager = PassManager(pipeline(job.optimize), job.verify_each, (*_observers(job), *observers))
+    case = Case(job.exported, lambda: captured_for(job.exported, job.signature)[0])
+    records = run_passes(manager, captured, context, case)
     clock.lap("passes")
     return captured, order, records
 
 
-def _hand_over(graph_module: fx.GraphModule, wrong: Mapping[str, float]) -> None:
-    """Mark the regions that TVM computed wrongly as PyTorch's, and say so in the log."""
-    for node, _ in region.regions(graph_module):
-        if node.name in wrong:
-            reason = f"TVM's kernel differs from PyTorch by {wrong[node.name]:.2g} of the largest result"
-            node.meta["sepc_region"] = replace(region.info(node), kernel="torch", reason=reason)
-            logger.warning("%s runs in PyTorch: %s", node.name, reason)
+def _observers(job: _Job) -> list[Observer]:
+    """Who looks on while the passes run."""
+    if job.dump_dir is None:
+        return []
+    from sepc.report.dump import Dump
 
-
-def _match_inputs(captured: Captured, signature: Signature) -> tuple[int, ...]:
-    """Per input of the graph the number of the argument's tensor that it takes; its type gets the strides of that.
-
-    Raises InputError if an ExportedProgram was exported for other arguments.
-    """
-    leaves = [_stand_in(leaf) if isinstance(leaf, TensorLeaf) else leaf.value for leaf in signature.leaves]
-    args, kwargs = pytree.tree_unflatten(leaves, signature.spec)
-    numbers = {id(leaf): number for number, leaf in enumerate(one for one in leaves if isinstance(one, torch.Tensor))}
-    tensors = captured.flatten(args, kwargs)
-    for node, tensor in zip(captured.graph_module.graph.find_nodes(op="placeholder"), tensors, strict=True):
-        if ops.shape(node) != tuple(tensor.shape) or ops.dtype(node) != tensor.dtype:
-            raise InputError(
-                f"Input '{node.name}' is {tensor.dtype} of shape {tuple(tensor.shape)}",
-                why=f"the program was exported for {ops.dtype(node)} of shape {ops.shape(node)}",
-                fix="export the program for this input, or compile the module instead",
-            )
-        if ops.strides(node) != tensor.stride():
-            node.meta["val"] = node.meta["val"].as_strided(tensor.shape, tensor.stride())
-    return tuple(numbers[id(tensor)] for tensor in tensors)
-
-
-def _stand_in(leaf: TensorLeaf) -> torch.Tensor:
-    """A tensor of that type without memory."""
-    if leaf.contiguous:
-        return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
-    batch, channels, *pixels = leaf.shape
-    return torch.empty((batch, *pixels, channels), dtype=leaf.dtype, device="meta").movedim(-1, 1)
+    return [Dump(Path(job.dump_dir))]
 
 
 class _Backend:
@@ -380,10 +387,6 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> 
     info, choice = region.info(node), node.meta.get("sepc_tiling")
     names = tuple(str(inner.target).removeprefix("aten.") for inner in region.computations(graph))
     cost = choice.cost if choice is not None and info.kernel == "sepc" else None
-    values = [node, *node.all_input_nodes]
-    values += [inner for inner in graph.graph.nodes if inner.op == "get_attr"]
-    tensors = [leaf for value in values for leaf in pytree.tree_leaves(value.meta["val"])]
-    moved = sum(one.numel() * one.dtype.itemsize for one in tensors if isinstance(one, torch.Tensor))
     return RegionReport(
         name=node.name,
         kind=info.kind,
@@ -393,7 +396,7 @@ def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> 
         tiling=str(choice.tiling) if choice is not None and cost is not None else "",
         predicted_us=cost.time_us if cost is not None else 0.0,
         bottleneck=cost.bottleneck if cost is not None else "",
-        bytes_moved=moved,
+        bytes_moved=region.bytes_moved(node, graph),
         flops=cost.flops if cost is not None else 0,
         symbols=executable.program.symbols[node.name],
         resources=_resources(executable, node.name),
@@ -404,22 +407,3 @@ def _resources(executable: AnyExecutable, region_name: str) -> tuple[Resources, 
     """What the kernels of a region take, where that is known."""
     known = executable.resources if isinstance(executable, CudaExecutable) else {}
     return tuple(known[symbol] for symbol in executable.program.symbols[region_name] if symbol in known)
-
-
-class _Clock:
-    """Splits elapsed time into named laps, in seconds."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """End a lap; laps of one name add up."""
-        now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + now - self._last
-        self._last = now
-
-    def add(self, laps: Mapping[str, float]) -> None:
-        """Take over `laps`, which somebody else has timed until now."""
-        self.laps.update(laps)
-        self._last = time.perf_counter()

@@ -58,11 +58,12 @@ class CompiledModel(Model):
         fullgraph: bool,
         verify_each: bool,
         runner: Remote | None = None,
+        dump_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(target)
         self._model, self._num_threads, self._shape_limit = model, num_threads, shape_limit
         self._optimize, self._fullgraph, self._verify_each = optimize, fullgraph, verify_each
-        self._runner = runner
+        self._runner, self._dump_dir = runner, dump_dir
         self._compiled: Compiled | None = None
         self._ranks: dict[Any, tuple[int, ...]] = {}
         self._lock = threading.Lock()
@@ -184,7 +185,7 @@ class CompiledModel(Model):
         distinct = [_copied(leaf, self.target.device) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(distinct, spec)
         signature = Signature.of(spec, leaves)
-        options = self._optimize, self._verify_each, self._runner
+        options = self._optimize, self._verify_each, self._runner, self._dump_dir
         return specialize(self._model, self.target, self.threads, args, kwargs, signature, *options)
 
     def _check(self, key: Key, leaves: Sequence[Any], spec: pytree.TreeSpec) -> None:

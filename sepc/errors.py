@@ -7,7 +7,7 @@ one), why, and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class SepcError(Exception):
@@ -45,12 +45,28 @@ class DeviceError(SepcError):
     """A remote device cannot be reached, was lost in the middle of a call, or failed at it."""
 
 
-class VerificationError(SepcError):
-    """A pass changed the meaning of the graph, or left it malformed. Always a bug in sepc."""
+class PassError(SepcError):
+    """A pass failed. Always a bug in it: in sepc, or in the package that it is from."""
+
+
+class VerificationError(PassError):
+    """A pass changed the meaning of the graph, or left it malformed."""
 
 
 class BuildError(SepcError):
     """A tool that compilation needs is missing or failed: TVM, the system's C compiler."""
+
+
+class KernelError(BuildError):
+    """Some kernels could not be compiled, for the `reasons` by their symbols; PyTorch can take their place."""
+
+    def __init__(self, what: str, reasons: Mapping[str, str]) -> None:
+        self.reasons = reasons
+        super().__init__(what, where=", ".join(reasons), why="; ".join(dict.fromkeys(reasons.values())))
+
+
+class OutOfMemoryError(SepcError, MemoryError):
+    """The system refuses the memory that a call needs."""
 
 
 class ArtifactError(SepcError):

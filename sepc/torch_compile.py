@@ -30,7 +30,7 @@ from sepc.errors import InputError, ModelError, SepcError
 from sepc.frontend.effects import Effect, effects_of, expected_effects, misplaced, put_right, state
 from sepc.frontend.weights import Weights
 
-logger = logging.getLogger("sepc")
+logger = logging.getLogger(__name__)
 
 # What `sepc.compile` takes, but for what Dynamo gives.
 OPTIONS: Final = tuple(

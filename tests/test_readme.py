@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-EXAMPLES = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+from tests.docs.pages import README, ROOT, blocks
+
+EXAMPLES = [block.text for block in blocks(README) if block.language == "python"]
 
 
 def test_there_are_examples() -> None:

@@ -164,7 +164,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 def test_nothing_is_left_to_this_hosts_pytorch_and_nothing_is_saved_for_it(tmp_path: Any) -> None:
     remote = sepc.remote(f"{HOST}:{unused_port()}")
     model = Function(lambda self, x: self.conv(x).topk(2)[0], conv=nn.Conv2d(3, 4, 3)).eval()
-    with pytest.raises(ModelError, match=r"a device leaves nothing to PyTorch(.|\n)*topk"):
+    with pytest.raises(ModelError, match=r"topk(.|\n)*a device leaves nothing to PyTorch"):
         sepc.compile(model, runner=remote, example_inputs=(X,))
     compiled = sepc.compile(network(), runner=remote, example_inputs=(X,))
     with pytest.raises(ArtifactError, match="cannot be saved"):

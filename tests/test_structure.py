@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -75,6 +76,41 @@ def test_compiling_api_loads_little_beyond_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.0
     assert "tvm" not in loaded("import sepc; sepc.compile")
+
+
+def test_loggers_have_the_names_of_their_modules_and_nothing_else_is_printed() -> None:
+    """So that ``TORCH_LOGS="+sepc.passes"`` and standard handlers work; programs are there to print."""
+    wrong = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            text = ast.unparse(node) if isinstance(node, ast.Call) else ""
+            own = (
+                text.startswith("logging.getLogger(") and text != "logging.getLogger(__name__)" and "'torch" not in text
+            )
+            printed = text.startswith(("print(", "warnings.warn(")) and path.parent.name != "cli"
+            wrong += [f"{path.relative_to(ROOT)}: {text}"] if own or printed else []
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", ["sepc", "sepc.passes", "sepc.passes.manager"])
+def test_pytorch_turns_the_logs_of_packages_and_modules_on(name: str) -> None:
+    code = """
+import torch
+from torch import nn
+import sepc
+from sepc.frontend.export import capture
+from sepc.passes.manager import PassContext, PassManager
+from sepc.passes.pipeline import SPELLING
+
+module = capture(nn.BatchNorm2d(3).eval(), (torch.randn(1, 3, 4, 4),)).graph_module
+PassManager(SPELLING).run(module, PassContext())
+"""
+    environment = {**os.environ, "TORCH_LOGS": f"+{name}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"manager.py:\d+\] promote: no change, ", done.stderr)
+    assert "canonicalize: getitem: taken: " in done.stderr
 
 
 def test_every_elementwise_operator_has_a_rule_and_a_cost() -> None:

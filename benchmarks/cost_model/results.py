@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import describe_machine, describe_versions
+from sepc.bench.report import describe_machine, describe_versions
 
 RESULTS = Path(__file__).parents[1] / "results"
 

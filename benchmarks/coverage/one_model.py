@@ -25,8 +25,8 @@ from torch.utils._pytree import tree_leaves
 import sepc
 from benchmarks import models
 from benchmarks.coverage import zoo
-from benchmarks.measure import describe, measure, relative_error
-from benchmarks.peers import Job, Runner, eager
+from sepc.bench.measure import describe, measure, relative_error
+from sepc.bench.peers import Job, Runner, eager
 
 EXPORT: Final = "export"
 DYNAMO: Final = "dynamo"

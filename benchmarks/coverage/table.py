@@ -19,7 +19,7 @@ from benchmarks.coverage.one_model import (
     Partition,
     Row,
 )
-from benchmarks.report import describe_machine, describe_versions
+from sepc.bench.report import describe_machine, describe_versions
 
 COLUMNS = (
     "model",

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import sepc
-from benchmarks.measure import TOLERANCE, relative_error
+from sepc.bench.measure import TOLERANCE, relative_error
 
 CALLS: Final = 8
 WARM_UP: Final = 2  # Each finds caches as the other one left them.

@@ -10,8 +10,9 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import tvm
@@ -27,7 +28,8 @@ from sepc.backends.remote import RemoteExecutable
 from sepc.backends.stages.vector import Expr
 from sepc.bundle import emulation
 from sepc.c_compiler import c_compiler
-from sepc.errors import BuildError
+from sepc.errors import BuildError, KernelError
+from sepc.progress import progress, waiting
 from sepc.runtime.executable import AnyExecutable, Executable
 from sepc.runtime.program import KernelCall
 from sepc.target import Target
@@ -40,8 +42,8 @@ def build(
 
     What is for another architecture, or for a device, stays an object file.
 
-    The constants of `assembled` are gone afterwards: they are kept once, in the executable. Raises BuildError where
-    building fails, ArtifactError where the library cannot be loaded.
+    The constants of `assembled` are gone afterwards: they are kept once, in the executable. Raises KernelError for
+    kernels that cannot be compiled, BuildError where the rest fails, ArtifactError where the library cannot be loaded.
     """
     if target.gpu is not None and target.kind != "llvm":
         return gpu_build.build(assembled, target.gpu, target.kind)
@@ -52,8 +54,7 @@ def build(
         parts = target, threads, program, constants_of(assembled), kernels
         foreign = emulation.ForeignExecutable(*parts) if runner is None else RemoteExecutable(*parts, runner)
         return foreign, {"kernels": time.perf_counter() - started}
-    with tempfile.TemporaryDirectory(prefix="sepc-") as name:
-        directory = Path(name)
+    with _build_directory() as directory:
         objects = compile_objects(assembled.functions, target, directory)
         compiled = time.perf_counter()
         library = link(objects, entry_source(program.segments, assembled.parameters), directory).read_bytes()
@@ -67,16 +68,28 @@ def lowering_for(target: Target) -> Lowering:
 
 
 def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path) -> list[Path]:
-    """Compile each kernel (by symbol) to an object file in `directory`; several at a time. Returns the files."""
+    """Compile each kernel (by symbol) to an object file in `directory`; several at a time. Returns the files.
+
+    Raises KernelError with all that cannot be compiled.
+    """
+    reasons: dict[str, str] = {}
 
     def compile_one(item: tuple[str, Expr]) -> Path:
         symbol, function = item
         path = directory / f"{symbol}.o"
-        compile_function(function, target).mod.write_to_file(str(path), "o")
+        try:
+            module = compile_function(function, target).mod
+        except Exception as error:  # TVM raises whatever its passes stumble over.
+            reasons[symbol] = _last_line(error)
+        else:
+            _write_object(module, path)
         return path
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(compile_one, kernels.items()))
+        objects = list(progress(pool.map(compile_one, kernels.items()), "kernels", len(kernels)))
+    if reasons:
+        raise KernelError(f"{len(reasons)} of {len(kernels)} kernels could not be compiled", reasons)
+    return objects
 
 
 def compile_function(function: Expr, target: Target) -> Expr:
@@ -85,16 +98,47 @@ def compile_function(function: Expr, target: Target) -> Expr:
 
 
 def compile_module(kernels: Mapping[str, Expr], target: Target, prefix: str) -> bytes:
-    """One object file with all kernels, whose symbols get `prefix` and an underscore in front."""
+    """One object file with all kernels, whose symbols get `prefix` and an underscore in front. Raises BuildError."""
     named = {f"{prefix}_{symbol}": function for symbol, function in kernels.items()}
     if not named:
         return b""
     module = tvm.IRModule({name: one.with_attr("global_symbol", name) for name, one in named.items()})
-    with tempfile.TemporaryDirectory(prefix="sepc-") as directory:
-        path = Path(directory) / "kernels.o"
-        executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
-        executable.mod.write_to_file(str(path), "o")
+    with _build_directory() as directory:
+        path = directory / "kernels.o"
+        try:
+            with waiting("kernels"):
+                executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
+        except Exception as error:  # As above.
+            raise BuildError("The kernels could not be compiled", why=_last_line(error)) from error
+        _write_object(executable.mod, path)
         return path.read_bytes()
+
+
+@contextmanager
+def _build_directory() -> Iterator[Path]:
+    """A directory for what is built, which goes afterwards; raises BuildError for what the system refuses there."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="sepc-") as name:
+            yield Path(name)
+    except OSError as error:
+        raise BuildError(
+            "The kernels could not be written",
+            where=os.environ.get("TMPDIR", "the system's directory for temporary files"),
+            why=error.strerror or str(error),
+            fix="free some space there, or set TMPDIR to another directory",
+        ) from error
+
+
+def _write_object(module: Expr, path: Path) -> None:
+    """Write a module of TVM as an object file; raises OSError if that is not whole."""
+    try:
+        module.write_to_file(str(path), "o")
+    except Exception as error:  # Whatever TVM makes of what the system says.
+        raise OSError(_last_line(error)) from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def source_of(function: Expr, form: str, target: Target) -> str:

@@ -19,8 +19,8 @@ from sepc.runtime.program import CONSTANTS
 TOLERANCE = 1e-4
 
 
-def wrong_regions(checks: Sequence[RegionCheck], executable: AnyExecutable) -> dict[str, float]:
-    """The regions of `checks` whose results differ from PyTorch's, by name: how much of the largest result, at most.
+def wrong_regions(checks: Sequence[RegionCheck], executable: AnyExecutable) -> dict[str, str]:
+    """The regions of `checks` whose results differ from PyTorch's, by name, with by how much.
 
     None where they cannot run here.
     """
@@ -29,7 +29,11 @@ def wrong_regions(checks: Sequence[RegionCheck], executable: AnyExecutable) -> d
     generator = torch.Generator().manual_seed(0)
     blocks = executable.scratch_blocks()
     differences = {check.name: _difference(check, executable, blocks, generator) for check in checks}
-    return {name: difference for name, difference in differences.items() if not difference <= TOLERANCE}
+    return {
+        name: f"TVM's kernel differs from PyTorch by {difference:.2g} of the largest result"
+        for name, difference in differences.items()
+        if not difference <= TOLERANCE
+    }
 
 
 def _difference(

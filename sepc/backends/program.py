@@ -59,11 +59,13 @@ class Assembled:
         functions: PrimFuncs of the kernels, by symbol. parameters: their numbers of pointers.
         constants: the bytes of block 1.
         checks: the regions that TVM lowered.
+        scratch: of each region that has scratch in the arena its offset and size in bytes, by the region's name.
     """
 
     program: Program = field(default_factory=Program)
     functions: dict[str, Expr] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
+    scratch: dict[str, tuple[int, int]] = field(default_factory=dict)
     constants: bytearray = field(default_factory=bytearray)
     checks: list[RegionCheck] = field(default_factory=list)
 
@@ -192,6 +194,9 @@ class _Assembler:
         """Where in the arena a region finds so many bytes that nobody else uses while it runs."""
         offset = _align(self.plan.in_use_bytes[node])
         self.arena_bytes = max(self.arena_bytes, offset + size_bytes)
+        if size_bytes:
+            _, known = self.assembled.scratch.get(node.name, (offset, 0))
+            self.assembled.scratch[node.name] = offset, max(known, size_bytes)
         return offset
 
     def _pointer(self, node: fx.Node) -> Pointer:

@@ -6,8 +6,10 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch.export import ExportedProgram
 
 from sepc.cli import MODEL_FORMS
 from sepc.errors import InputError, ModelError, did_you_mean
+from sepc.frontend.quiet import quiet
+from sepc.runtime.signature import Signature, dense, flatten
 
 IMAGE = (1, 3, 224, 224)
 _INPUT = re.compile(r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
@@ -24,10 +28,17 @@ _INPUT = re.compile(r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 @dataclass(frozen=True)
 class Given:
-    """A model in eval mode, and the inputs to compile it for."""
+    """A model in eval mode, and the inputs to compile it for: arguments by position, and by name."""
 
     model: nn.Module | ExportedProgram
     inputs: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def signature(self) -> Signature:
+        """The call of the model with its inputs."""
+        leaves, spec = flatten(self.inputs, self.kwargs)
+        return Signature.of(spec, [dense(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
 
 
 def load(text: str, inputs: Sequence[str] = ()) -> Given:
@@ -70,7 +81,8 @@ def parse_input(text: str) -> torch.Tensor:
 
 def _exported(path: Path, given: tuple[torch.Tensor, ...]) -> Given:
     try:
-        program = torch.export.load(path)
+        with quiet("torch.export"):
+            program = torch.export.load(path)
     except Exception as error:  # PyTorch's reader lets through whatever a damaged file makes it stumble over.
         why = str(error).partition("\n")[0]
         raise ModelError("The exported program cannot be read", where=str(path), why=why) from error
@@ -78,7 +90,8 @@ def _exported(path: Path, given: tuple[torch.Tensor, ...]) -> Given:
         return Given(program, given)
     if program.example_inputs is None:
         raise InputError("The exported program has no example inputs", where=str(path), fix="give them with --input")
-    return Given(program, tuple(program.example_inputs[0]))
+    args, kwargs = program.example_inputs
+    return Given(program, tuple(args), kwargs)
 
 
 def _from_timm(name: str, given: tuple[torch.Tensor, ...]) -> Given:
@@ -108,13 +121,15 @@ def _from_file(path: Path, function: str, given: tuple[torch.Tensor, ...]) -> Gi
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and torch.export look a class's module up.
     sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
+    with _explained("The file cannot be imported", path):
+        spec.loader.exec_module(module)
     maker = getattr(module, function, None)
     if not callable(maker):
         raise InputError(
             f"The file has no function '{function}'", where=where, fix="name a function that takes nothing"
         )
-    made: Any = maker()
+    with _explained("The function makes no model", path):
+        made: Any = maker()
     model, inputs = (made[0], tuple(made[1:])) if isinstance(made, tuple) else (made, ())
     if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
         inputs = tuple(inputs[0])
@@ -124,6 +139,18 @@ def _from_file(path: Path, function: str, given: tuple[torch.Tensor, ...]) -> Gi
     if not (given or inputs):
         raise InputError("The model has no inputs", where=where, fix="return (model, inputs), or give --input")
     return Given(model.eval() if isinstance(model, nn.Module) else model, given or inputs)
+
+
+@contextmanager
+def _explained(what: str, path: Path) -> Iterator[None]:
+    """Whatever the user's own program raises, as a ModelError with its line."""
+    try:
+        yield
+    except Exception as error:
+        frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename) == path.absolute()]
+        where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else str(path)
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}".rstrip(": ")
+        raise ModelError(what, where=where, why=why, fix="make it work in Python first") from error
 
 
 def _package(name: str) -> Any:

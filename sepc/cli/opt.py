@@ -10,23 +10,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
-from sepc.cli import MODEL_FORMS
-from sepc.errors import InputError, SepcError, did_you_mean, require_known
+from sepc.cli import MODEL_FORMS, Parser
+from sepc.cli.emit import FORMS
+from sepc.errors import InputError, SepcError, require_known
 
 if TYPE_CHECKING:
-    from torch import fx
+    from torch.export import ExportedProgram
 
     from sepc.cli.models import Given
-    from sepc.compiled import CompiledModel, SourceForm
-    from sepc.passes.manager import Pass, PassRecord
+    from sepc.compiled import CompiledModel
+    from sepc.frontend.export import Captured
+    from sepc.passes.manager import Pass, PassContext, PassManager, PassRecord
     from sepc.passes.observers import Observer
     from sepc.target import Target
 
-GRAPHS: Final = ("ir", "dot", "svg")
-KERNELS: Final[tuple[SourceForm, ...]] = ("tirx", "llvm", "asm")
 DUMP_DIRECTORY: Final = "sepc-ir"
 
 
@@ -45,15 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:  # The reader, such as `head`, has seen enough.
         sys.stderr.close()
+    except OSError as error:
+        print(f"sepc-opt: {error.filename or 'A file'} cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = _Parser(prog="sepc-opt", description=(__doc__ or "").partition(":\n")[0].replace("``", ""))
+    made = Parser(prog="sepc-opt", description=(__doc__ or "").partition(":\n")[0].replace("``", ""))
     made.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_FORMS)
     made.add_argument("--input", action="append", default=[], metavar="SHAPE[:TYPE]", help="1x3x224x224; repeatable")
     made.add_argument("--target", default="native", help="what to compile for (default: %(default)s)")
+    made.add_argument("--dtype", default="float32", help="the type in which kernels compute (default: %(default)s)")
     made.add_argument("--threads", type=int, default=1, metavar="N", help="threads per call (default: %(default)s)")
     passes = made.add_argument_group("passes")
     passes.add_argument("--passes", metavar="A,B{K=V}", help="these, on the canonical graph, instead of all")
@@ -73,22 +78,9 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--print-ir-after-failure", action="store_true")
     shown.add_argument("--diff", action="store_true", help="print what each pass changed")
     result = made.add_argument_group("the result")
-    result.add_argument("--emit", choices=(*GRAPHS, *KERNELS, "report"), help="what to write (default: ir)")
+    result.add_argument("--emit", choices=list(FORMS), help="what to write (default: ir)")
     result.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (default: standard output)")
     return made
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with a suggestion for an option that it does not know."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print `message`, and leave with status 2."""
-        start = "unrecognized arguments: "
-        if message.startswith(start):
-            option = message.removeprefix(start).split()[0].partition("=")[0]
-            known = self._option_string_actions
-            message += "; " + (did_you_mean(option, known) or f"known are {', '.join(known)}")
-        super().error(message)
 
 
 def list_passes() -> str:
@@ -107,23 +99,21 @@ def _run(options: argparse.Namespace) -> None:
     from sepc.cli.models import load
     from sepc.target import Target
 
-    target = Target.parse(options.target)
+    target = Target.parse(options.target).computing_in(options.dtype)
     passes, observers = _passes(options), _observers(options)
+    name = options.emit or ("" if observers or options.timing or options.statistics else "ir")
+    form = FORMS.get(name)
+    if form is not None:
+        form.require_file(name, options.output)
+    is_compiled = form is not None and form.of == "compiled"
+    if is_compiled and (options.passes or options.stop_after):
+        why = f"'{name}' is made by all passes"
+        raise InputError(f"--emit={name} does not go with a choice of passes", why=why, fix="leave out either")
     given = load(options.model, options.input)
-    emit = options.emit or ("" if observers or options.timing or options.statistics else "ir")
-    if emit in (*KERNELS, "report"):
-        if emit == "report" and options.output is None:
-            raise InputError("A report needs a file", where="--emit=report", fix="give it with -o report.html")
-        if options.passes or options.stop_after:
-            why = f"'{emit}' is made by all passes"
-            raise InputError(f"--emit={emit} does not go with a choice of passes", why=why, fix="leave out either")
-        if observers or options.timing or options.statistics:
-            _optimize(given, target, passes, observers, options)
-        _emit_compiled(given, target, emit, options)
-        return
-    graph_module = _optimize(given, target, passes, observers, options)
-    if emit:
-        _emit_graph(graph_module, emit, options.output)
+    if not is_compiled or observers or options.timing or options.statistics:
+        captured = _optimize(given, target, passes, observers, options)
+    if form is not None:
+        form.write(_compile(given, target, options) if is_compiled else captured, given, options.output)
 
 
 def _passes(options: argparse.Namespace) -> tuple[Pass, ...]:
@@ -143,11 +133,12 @@ def _passes(options: argparse.Namespace) -> tuple[Pass, ...]:
 
 
 def _observers(options: argparse.Namespace) -> list[Observer]:
-    from sepc.passes.observers import ALL, Dump, PrintDifferences, PrintIR
+    from sepc.passes.observers import ALL, PrintDifferences, PrintIR
+    from sepc.report.dump import Dump
 
     observers: list[Observer] = []
     if options.dump_ir is not None:
-        observers.append(Dump(options.dump_ir, _draw))
+        observers.append(Dump(options.dump_ir))
     every = options.print_ir_after_all or options.print_ir_after_change
     after = frozenset([*options.print_ir_after, *([ALL] if every else [])])
     changes_only = options.print_ir_after_change and not options.print_ir_after_all
@@ -161,30 +152,58 @@ def _observers(options: argparse.Namespace) -> list[Observer]:
 
 def _optimize(
     given: Given, target: Target, passes: Sequence[Pass], observers: Sequence[Observer], options: argparse.Namespace
-) -> fx.GraphModule:
-    from sepc.frontend.export import capture
+) -> Captured:
+    """The graph after `passes`, with what `options` want to be printed of them."""
+    from sepc.frontend.export import export
     from sepc.passes.manager import PassContext, PassManager
-    from sepc.passes.pipeline import SPELLING
+    from sepc.report.dump import INDEX
+    from sepc.report.failure import Case, run_passes
 
-    captured = capture(given.model, given.inputs)
-    context = PassContext(
-        target=target,
-        machine=target.planned_for,
-        threads=options.threads,
-        element=target.element,
-        example_inputs=tuple(captured.flatten(given.inputs, {})),
-    )
-    if options.passes is not None and not {one.name for one in passes} & {one.name for one in SPELLING}:
-        # All other passes know one spelling of each operation only.
-        PassManager(SPELLING, options.verify_each).run(captured.graph_module, context)
-    records = PassManager(passes, options.verify_each, observers).run(captured.graph_module, context)
+    start = _Start(export(given.model, given.inputs, given.kwargs), given, _spelling(passes, options))
+    context = PassContext(target, target.planned_for, options.threads, target.element)
+    captured = start.captured(context)
+    context.example_inputs = tuple(captured.flatten(given.inputs, given.kwargs))
+    manager = PassManager(passes, options.verify_each, observers)
+    case = Case(start.exported, lambda: start.captured(context.without_notes()))
+    records = run_passes(manager, captured, context, case)
     if options.dump_ir is not None:
-        print(f"Written: {options.dump_ir}", file=sys.stderr)
+        print(f"Written: {options.dump_ir / INDEX}", file=sys.stderr)
     if options.timing:
         print(timing(records))
     if options.statistics:
         print(statistics(records))
-    return captured.graph_module
+    return captured
+
+
+def _spelling(passes: Sequence[Pass], options: argparse.Namespace) -> PassManager:
+    """What has to run, unseen, before passes that somebody chose: they know one spelling of each operation only."""
+    from sepc.passes.manager import PassManager
+    from sepc.passes.pipeline import SPELLING
+
+    names = {one.name for one in SPELLING}
+    is_needed = options.passes is not None and not names & {one.name for one in passes}
+    return PassManager(SPELLING if is_needed else (), options.verify_each)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where passes start: the program, and what is done to its graph before."""
+
+    exported: ExportedProgram
+    given: Given
+    spelling: PassManager
+
+    def captured(self, context: PassContext) -> Captured:
+        """A new graph."""
+        from sepc.frontend.arguments import captured_for
+        from sepc.report.failure import Case, run_passes
+
+        def capture() -> Captured:
+            return captured_for(self.exported, self.given.signature)[0]
+
+        captured = capture()
+        run_passes(self.spelling, captured, context, Case(self.exported, capture))
+        return captured
 
 
 def timing(records: Sequence[PassRecord]) -> str:
@@ -210,45 +229,12 @@ def statistics(records: Sequence[PassRecord]) -> str:
     return "\n".join(lines)
 
 
-def _emit_graph(graph_module: fx.GraphModule, emit: str, output: Path | None) -> None:
-    from sepc.ir.printer import print_graph
-
-    if emit == "ir":
-        _write(print_graph(graph_module), output)
-        return
-    from sepc.report.dot import graph_to_dot
-
-    digraph = graph_to_dot(graph_module)
-    _write(digraph.source if emit == "dot" else digraph.pipe(format="svg", encoding="utf-8"), output)
-
-
-def _emit_compiled(given: Given, target: Target, emit: str, options: argparse.Namespace) -> None:
+def _compile(given: Given, target: Target, options: argparse.Namespace) -> CompiledModel:
     import sepc
 
-    compiled: CompiledModel = sepc.compile(
-        given.model, target=target, num_threads=options.threads, example_inputs=given.inputs
-    )
-    if emit == "report":
-        compiled.explain(*given.inputs).to_html(options.output)
-        return
-    form: SourceForm = next(one for one in KERNELS if one == emit)
-    comment = ";" if form == "llvm" else "#"
-    regions = [one.name for one in compiled.regions if one.symbols]
-    _write("\n".join(f"{comment} {name}\n{compiled.source(name, form)}" for name in regions), options.output)
-
-
-def _draw(graph_module: fx.GraphModule, path: Path) -> None:
-    from sepc.report.dot import graph_to_dot
-
-    path.write_text(graph_to_dot(graph_module).source, encoding="utf-8")
-
-
-def _write(text: str, output: Path | None) -> None:
-    if output is None:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        return
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, encoding="utf-8")
+    compiled = sepc.compile(given.model, target=target, num_threads=options.threads)
+    compiled.precompile(*given.inputs, **given.kwargs)
+    return compiled
 
 
 if __name__ == "__main__":

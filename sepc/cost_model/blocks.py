@@ -203,14 +203,16 @@ def _unrolls(conv: Convolution, block: RegisterBlock, machine: Machine) -> bool:
 
 @lru_cache(maxsize=4096)
 def _dense_iteration_cycles(block: RegisterBlock, machine: Machine, element: Element) -> float:
-    """One input channel: a vector of weights per panel vector, a broadcast input value per column."""
+    """One input channel: a vector of weights per panel vector, an input value per column, broadcast or by element."""
     columns, panel = block.columns, block.panel
     groups = [(lanes, group) for lanes in panel for group in block.column_groups(lanes)]
     multiplies = sum(1 / machine.fma_per_cycle_at(lanes * len(group), element) for lanes, group in groups)
     loads = sum(1 / machine.loads_per_cycle_at(lanes, element) for lanes in panel)
-    loads += columns / machine.half_width_loads_per_cycle
+    inputs = columns / block.step_channels
+    loads += inputs / machine.half_width_loads_per_cycle
     selects = block.vectors - len(groups)
-    instructions = len(groups) + selects + columns + len(panel) + LOOP_INSTRUCTIONS[machine.has_memory_operands]
+    looping = LOOP_INSTRUCTIONS[machine.has_memory_operands] / block.step_channels
+    instructions = len(groups) + selects + inputs + len(panel) + looping
     if machine.selects_per_cycle > 0:
         selecting = selects / machine.selects_per_cycle
     else:  # The units that multiply and add do it.

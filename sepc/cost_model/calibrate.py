@@ -21,6 +21,7 @@ from sepc.cost_model.calibration import LevelRates, Measurements, calibrated, st
 from sepc.cost_model.detect import HostCpu, describe_host, host_cpu
 from sepc.cost_model.machine import Machine
 from sepc.errors import BuildError, TargetError
+from sepc.progress import waiting
 from sepc.target import Target
 
 SOURCE: Final = Path(__file__).with_name("calibrate.c")
@@ -97,7 +98,8 @@ def measure(machine: Machine, sample_seconds: float = SAMPLE_SECONDS, samples: i
     """Measure this host, which is a `machine`; raises BuildError."""
     with tempfile.TemporaryDirectory(prefix="sepc-") as directory:
         program = _build(c_compiler(), machine, Path(directory))
-        return parse_measurements(_run([str(program), *_arguments(machine, sample_seconds, samples)]), machine)
+        with waiting("measuring this host"):
+            return parse_measurements(_run([str(program), *_arguments(machine, sample_seconds, samples)]), machine)
 
 
 def _calibrate_devices(runner: Runner, target: Target) -> Machine:

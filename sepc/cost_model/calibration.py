@@ -20,7 +20,7 @@ from sepc.cost_model.machine import Machine, MemoryLevel
 
 FORMAT_VERSION: Final = 1
 FILE_NAME: Final = "calibration.json"
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,15 @@ def with_stored(machine: Machine, cpu_name: str) -> Machine:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT_VERSION or content["host"] != _identity(machine, cpu_name):
-            _log.warning("ignoring %s: it is of another processor or version of sepc; sepc.calibrate() renews it", path)
+            logger.warning(
+                "ignoring %s: it is of another processor or version of sepc; sepc.calibrate() renews it", path
+            )
             return machine
         return calibrated(machine, Measurements.of(content["measured"]))
     except FileNotFoundError:
         return machine
     except (OSError, ValueError, TypeError, KeyError) as error:
-        _log.warning("ignoring %s, which is damaged (%r); sepc.calibrate() renews it", path, error)
+        logger.warning("ignoring %s, which is damaged (%r); sepc.calibrate() renews it", path, error)
         return machine
 
 

@@ -18,6 +18,7 @@ from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import (
     DenseTiling,
     LaneTiling,
+    Narrow,
     ProductTiling,
     RegisterBlock,
     RowTiling,
@@ -32,7 +33,11 @@ from sepc.ir.winograd import POINTS
 
 __all__ = ["Choice", "Cost", "candidates", "choose", "predict"]
 
-MOST_PANEL_VECTORS: Final = 4
+PANEL_VECTORS: Final = {True: (1, 2, 3, 4), False: (1, 2, 3, 4, 8)}
+"""Where multiply-adds take operands from memory, and where they do not. Of a single row, 8 vectors hide the latency of
+multiply-adds (1280→1000, Neoverse N1 by LLVM's model: 91 % of their bound; 7 vectors 87 %, 4 vectors 50 %). With
+operands from memory, vectors being wide, more than 4 were not tried.
+"""
 MOST_LANEWISE_VECTORS: Final = 4
 REGISTER_BLOCKS_KEPT: Final = 3
 """Register blocks that reach the second stage."""
@@ -167,8 +172,7 @@ def register_blocks(stage: Stage, machine: Machine) -> list[Tiling]:
         case Convolution() if stage.lanewise(lanes):
             return list(_lanewise_blocks(stage, machine))
         case Convolution():
-            paired = machine.selects_per_cycle > 0 and stage.group_out % lanes > 0
-            return list(_dense_blocks(stage, machine, paired))
+            return list(_dense_blocks(stage, machine, _narrow(stage, machine)))
         case Pooling():
             most = min(MOST_LANEWISE_VECTORS, max(1, ceil_div(stage.channels, lanes)))
             return [
@@ -186,23 +190,43 @@ def product_blocks(product: Convolution, machine: Machine) -> list[DenseTiling]:
     """
     if min(product.in_channels, product.out_channels) < machine.lanes(product.element):
         return []
-    return [block for block in _dense_blocks(product, machine) if not is_tight(block, machine)]
+    narrow = _narrow(product, machine)
+    blocks = _dense_blocks(product, machine, "alone" if narrow == "in pairs" else narrow)
+    return [block for block in blocks if not is_tight(block, machine)]
 
 
-def _dense_blocks(conv: Convolution, machine: Machine, paired: bool = False) -> Iterator[DenseTiling]:
+def _narrow(conv: Convolution, machine: Machine) -> Narrow:
+    """How registers hold vectors that are narrower than the others of a panel."""
     lanes = machine.lanes(conv.element)
-    panels = [(lanes,) * count for count in range(1, MOST_PANEL_VECTORS + 1) if lanes * count <= conv.group_out]
-    if conv.group_out < lanes * MOST_PANEL_VECTORS:
+    if conv.group_out % lanes == 0:
+        return "alone"
+    if machine.selects_per_cycle > 0:
+        return "in pairs"
+    # Machines with memory operands broadcast from memory, for any width. Others copy.
+    copies = not machine.has_memory_operands
+    return "widened" if copies and machine.fma_per_cycle == machine.half_width_fma_per_cycle else "alone"
+
+
+def _dense_blocks(conv: Convolution, machine: Machine, narrow: Narrow) -> Iterator[DenseTiling]:
+    lanes = machine.lanes(conv.element)
+    counts = PANEL_VECTORS[machine.has_memory_operands]
+    panels = [(lanes,) * count for count in counts if lanes * count <= conv.group_out]
+    if conv.group_out < lanes * max(counts):
         exact = split_lanes(conv.group_out, lanes)
         if exact not in panels:
             panels.append(exact)
     for panel in panels:
         panel_count = ceil_div(conv.group_out, sum(panel))
         for columns in range(1, max(1, conv.out_width) + 1):
-            if RegisterBlock(columns, panel, paired).registers > machine.vector_registers:
+            if RegisterBlock(columns, panel, narrow).registers > machine.vector_registers:
                 break
             repeat = max(segment.repeat for segment in conv.column_segments(columns))
-            yield DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, paired)
+            block = DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, narrow)
+            yield block
+            # Where multiply-adds take an element of a register anyway, that may come with its neighbours. Of several
+            # columns registers run out: LLVM unrolls short loops, and loads the inputs of all steps first.
+            if columns == 1 and conv.group_in >= lanes and not machine.has_memory_operands:
+                yield replace(block, step_channels=lanes)
 
 
 def _lanewise_blocks(conv: Convolution, machine: Machine) -> Iterator[Tiling]:

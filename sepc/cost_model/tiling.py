@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from sepc.cost_model.gpu_tiling import GpuTiling
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import WINOGRAD_TAPS, Convolution
+
+Narrow = Literal["alone", "in pairs", "widened"]
+"""What registers hold of a panel's vectors that are narrower than its others: one vector, those of two columns side by
+side, or one vector over and over, so that all multiply-adds are of full width."""
 
 
 @dataclass(frozen=True)
@@ -16,22 +20,32 @@ class RegisterBlock:
     """Results of a dense convolution that are held in registers: so many columns times the vectors of a panel.
 
     Attributes:
-        columns: output columns. panel: vector widths. paired: see `DenseTiling`.
+        columns: output columns. panel: vector widths. narrow: see `Narrow`. step_channels: see `DenseTiling`.
     """
 
     columns: int
     panel: tuple[int, ...]
-    paired: bool = False
+    narrow: Narrow = "alone"
+    step_channels: int = 1
 
     def column_groups(self, width: int) -> list[range]:
         """The columns that share a register each, for a vector of that width.
 
-        In pairs if `paired`, where others of the panel's vectors are wider: a multiply-add of full width takes as long
-        as a narrow one. (144→24 channels on 56², Zen 5: 123 µs in vectors of 16 and 8 channels, 95 with the latter in
-        pairs.) Where all are narrow, loading the inputs takes as long as the multiply-adds (64→8: both 31 µs).
+        Two where others of the panel's vectors are wider and `narrow` says so: a multiply-add of full width takes as
+        long as a narrow one. (144→24 channels on 56², Zen 5: 123 µs in vectors of 16 and 8 channels, 95 with the latter
+        in pairs.) Where all are narrow, loading the inputs takes as long as the multiply-adds (64→8: both 31 µs).
         """
-        size = 2 if self.paired and width < max(self.panel) else 1
+        size = 2 if self.narrow == "in pairs" and width < max(self.panel) else 1
         return [range(first, min(first + size, self.columns)) for first in range(0, self.columns, size)]
+
+    def copies(self, width: int) -> int:
+        """How many times over a register holds a vector of that width, if only one column's.
+
+        LLVM has Arm's cores multiply by an element of a register, unless vectors of two widths are multiplied by it:
+        then it copies that element to all lanes of another register first. (10→10 channels on 56², Neoverse N1 by
+        LLVM's model: 14 cycles for 21 multiply-adds, two per cycle; widened 11.)
+        """
+        return max(self.panel) // width if self.narrow == "widened" else 1
 
     @property
     def vectors(self) -> int:
@@ -45,8 +59,10 @@ class RegisterBlock:
 
     @property
     def registers(self) -> int:
-        """All registers that the innermost loop needs: accumulators, a weight per vector of the panel, an input."""
-        return self.accumulators + len(self.panel) + 1
+        """All registers that the innermost loop needs: accumulators, a weight per vector of the panel, an input; or one
+        for each column, where an input is kept for several steps.
+        """
+        return self.accumulators + len(self.panel) + (1 if self.step_channels == 1 else self.columns)
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,9 @@ class DenseTiling:
         rows: output rows per task.
         blocks: column blocks of the row's interior per task.
         panels: panels per task.
-        paired: whether two columns share a register for the panel's narrower vectors.
+        narrow: how registers hold the panel's narrower vectors.
+        step_channels: input channels of a column that one load brings, a vector of them where it is more than one;
+            multiply-adds are then by an element of that.
     """
 
     columns: int
@@ -68,17 +86,20 @@ class DenseTiling:
     rows: int
     blocks: int
     panels: int
-    paired: bool = False
+    narrow: Narrow = "alone"
+    step_channels: int = 1
 
     @property
     def block(self) -> RegisterBlock:
         """What is held in registers."""
-        return RegisterBlock(self.columns, self.panel, self.paired)
+        return RegisterBlock(self.columns, self.panel, self.narrow, self.step_channels)
 
     def __str__(self) -> str:
         panel = "+".join(map(str, self.panel))
-        if self.block.accumulators < self.block.vectors:
-            panel += " in pairs"
+        if self.narrow != "alone" and len(set(self.panel)) > 1:
+            panel += f" {self.narrow}"
+        if self.step_channels > 1:
+            panel += f", {self.step_channels} inputs a load"
         task = f"{self.rows} rows × {self.blocks} blocks × {self.panels} panels"
         return f"registers {self.columns}×({panel}), task {task}"
 

@@ -8,11 +8,7 @@ the graph's tuples.
 
 from __future__ import annotations
 
-import io
-import logging
-import sys
 import traceback
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +22,13 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils import _pytree as pytree
 
 from sepc.errors import InputError, ModelError, SepcError
+from sepc.frontend.quiet import quiet
 from sepc.ir.origin import Origin, source_line
+from sepc.progress import waiting
 from sepc.runtime.signature import Constant, Results
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 aten = torch.ops.aten
 # What tensors may hold. Kernels compute in float32: `sepc.passes.promote` has them compute the halves, too; PyTorch
@@ -96,6 +94,12 @@ class Captured:
                 raise InputError("An argument must be a tensor", where=self.input_names[place], why=why)
         return tensors
 
+    def arguments(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The ``(args, kwargs)`` of the call whose inputs of the graph are `tensors`."""
+        leaves = [one.value if isinstance(one, Constant) else tensors[one] for one in self.input_leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.input_spec)
+        return args, kwargs
+
     def unflatten(self, outputs: Sequence[torch.Tensor]) -> Any:
         """The user's result from the graph's flat `outputs`."""
         return self.results.unflatten(outputs)
@@ -153,7 +157,7 @@ def _decompositions(program: ExportedProgram) -> dict[OpOverload, Callable[..., 
 def _guarded(export: Callable[[], ExportedProgram]) -> ExportedProgram:
     try:
         # Without gradients: with them, a `torch.no_grad()` inside the model would become a nested graph.
-        with _quiet(), torch.no_grad():
+        with waiting("torch.export"), quiet("torch.fx.experimental"), torch.no_grad():
             return export()
     except SepcError:
         raise
@@ -161,31 +165,17 @@ def _guarded(export: Callable[[], ExportedProgram]) -> ExportedProgram:
         raise _explain(error) from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from logging and printing the graph of a failed export: `_explain` says what the user needs of it."""
-    logger = logging.getLogger("torch.fx.experimental")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            yield
-        sys.stderr.write(printed.getvalue())
-    finally:
-        logger.setLevel(level)
-
-
 def _explain(error: Exception) -> ModelError:
     """The user's source line and a short reason, dug out of what torch.export raised."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines[:2])[:300] if lines else type(error).__name__
-    if "data-dependent" in reason:
-        reason = f"a shape or a branch of Python code depends on values inside a tensor ({lines[0][:200]})"
+    fix = "rewrite that line so that torch.export can trace it, or compile the part of the model without it"
+    if "data-dependent" in reason:  # What PyTorch says of it names symbols of its own.
+        reason = "a branch of Python code, or a shape, depends on values inside a tensor, which only a run tells"
+        fix = 'choose by torch.where, or use torch.compile(model, backend="sepc"), which leaves that line to Python'
     library = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(library)]
     where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else source_line(str(error))
-    fix = "rewrite that line so that torch.export can trace it, or compile the part of the model without it"
     return ModelError("torch.export cannot trace the model", where=where, why=reason, fix=fix)
 
 

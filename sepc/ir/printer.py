@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from pathlib import Path
 
@@ -14,15 +15,16 @@ from sepc.ir.origin import origin_of
 _INDENT = "    "
 
 
-def print_graph(graph_module: fx.GraphModule, name: str = "forward", sources: bool = True) -> str:
-    """The graph as valid Python source.
+def print_graph(graph_module: fx.GraphModule, name: str = "forward", sources: bool = True, decorator: str = "") -> str:
+    """The graph as valid Python source; `sepc.ir.script` makes a whole program of it.
 
     Args:
         graph_module: a captured graph, or one with regions.
         name: the name of the printed function.
         sources: whether comments name the user's source line; goldens leave it out, since it moves with the file.
+        decorator: of the functions that are regions; none if empty.
     """
-    return "\n".join(_function(graph_module, name, "", sources)) + "\n"
+    return "\n".join(_function(graph_module, name, "", sources, f"@{decorator}" if decorator else "")) + "\n"
 
 
 def describe_type(value: object) -> str:
@@ -39,7 +41,7 @@ def describe_type(value: object) -> str:
     return text + f" strides {list(value.stride())}"
 
 
-def _function(graph_module: fx.GraphModule, name: str, indent: str, sources: bool) -> list[str]:
+def _function(graph_module: fx.GraphModule, name: str, indent: str, sources: bool, decorator: str) -> list[str]:
     inner = indent + _INDENT
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     lines = [f"{indent}def {name}({', '.join(['self', *(node.name for node in placeholders)])}):"]
@@ -49,7 +51,8 @@ def _function(graph_module: fx.GraphModule, name: str, indent: str, sources: boo
             region = getattr(graph_module, str(node.target), None)
             lines.append("")
             if isinstance(region, fx.GraphModule):
-                lines += [*_function(region, str(node.target), inner, sources), ""]
+                lines += [inner + decorator] if decorator else []
+                lines += [*_function(region, str(node.target), inner, sources, decorator), ""]
         if node.op == "output":
             lines.append(f"{inner}return {_value(node.args[0])}")
         elif node.op != "placeholder":
@@ -80,7 +83,7 @@ def _value(value: object) -> str:
         return "(" + ", ".join(map(_value, value)) + ("," if len(value) == 1 else "") + ")"
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+    if isinstance(value, float) and not math.isfinite(value):
         return f"float('{value}')"
     if isinstance(value, torch.device):
         return f"torch.device('{value}')"

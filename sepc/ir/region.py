@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from sepc.errors import VerificationError
 from sepc.ir.origin import derive
@@ -138,6 +139,13 @@ def owners(node: fx.Node) -> list[fx.Node]:
     if isinstance(node.meta["val"], torch.Tensor):
         return [node]
     return [user for _, user in sorted(elements(node), key=lambda element: element[0])]
+
+
+def bytes_moved(node: fx.Node, region: fx.GraphModule) -> int:
+    """Compulsory traffic of the region that `node` calls, in bytes: inputs, constants and results once."""
+    values = [node, *node.all_input_nodes, *region.graph.find_nodes(op="get_attr")]
+    tensors = [leaf for value in values for leaf in pytree.tree_leaves(value.meta["val"])]
+    return sum(one.numel() * one.dtype.itemsize for one in tensors if isinstance(one, torch.Tensor))
 
 
 def extract(

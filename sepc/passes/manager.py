@@ -6,9 +6,10 @@ lints, verifies structure and, if asked, numerics, times and dumps.
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
@@ -20,12 +21,15 @@ from sepc.ir.element import FLOAT32, Element
 from sepc.ir.origin import derive, origin_of
 from sepc.ir.types import propagate_types
 from sepc.ir.verify import verify, verify_numerics
+from sepc.progress import progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from sepc.cost_model.planner import AnyMachine, Planner
     from sepc.passes.observers import Observer
+
+logger = logging.getLogger(__name__)
 
 
 class Target(Protocol):
@@ -84,6 +88,10 @@ class PassContext:
     def types(self) -> tuple[torch.dtype, ...]:
         """The types that stages of ours compute with."""
         return tuple(getattr(torch, one.name) for one in dict.fromkeys((FLOAT32, self.element)))
+
+    def without_notes(self) -> PassContext:
+        """The same for another run."""
+        return replace(self, notes=[], _known=set())
 
     def machine_for(self, pass_name: str) -> AnyMachine:
         """The machine, for the pass of that name; raises VerificationError if none is set."""
@@ -160,7 +168,7 @@ class PassManager:
         outputs = _execute(graph_module, inputs) if self.verify_each else ()
         tolerance = tolerance_of(graph_module)
         records: list[PassRecord] = []
-        for index, one in enumerate(self.passes, start=1):
+        for index, one in enumerate(progress(self.passes, "passes"), start=1):
             for observer in self.observers:
                 observer.before(one, graph_module)
             size, first_note, started = len(graph_module.graph.nodes), len(context.notes), time.perf_counter()
@@ -178,6 +186,9 @@ class PassManager:
                 observer.after(index, one, graph_module, changed)
             notes, nodes = tuple(context.notes[first_note:]), len(graph_module.graph.nodes)
             records.append(PassRecord(one.name, changed, time_ms, size, nodes, notes, difference))
+            _log(records[-1])
+            for observer in self.observers:
+                observer.recorded(records[-1])
         return records
 
     @contextmanager
@@ -189,6 +200,15 @@ class PassManager:
             for observer in self.observers:
                 observer.failed(one, error)
             raise
+
+
+def _log(record: PassRecord) -> None:
+    """What a pass did, and at the level of debugging why."""
+    did = f"{record.nodes_before} → {record.nodes_after} nodes" if record.changed else "no change"
+    logger.info("%s: %s, %.1f ms", record.name, did, record.time_ms)
+    for note in record.notes:
+        done = "taken" if note.taken else "not taken"
+        logger.debug("%s: %s: %s: %s %s", record.name, ", ".join(note.nodes), done, note.message, note.source)
 
 
 def tolerance_of(graph_module: fx.GraphModule) -> float:

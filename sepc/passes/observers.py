@@ -1,19 +1,19 @@
-"""Observers of the pass manager: the IR written into a directory, printed, or compared from pass to pass."""
+"""Observers of the pass manager: the IR printed, or compared from pass to pass; `sepc.report.dump` writes files."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sepc.ir.printer import print_graph
+from sepc.ir.script import script
 
 if TYPE_CHECKING:
     from torch import fx
 
-    from sepc.passes.manager import Pass
+    from sepc.passes.manager import Pass, PassRecord
 
 Write = Callable[[str], object]
 ALL = "*"
@@ -32,40 +32,32 @@ class Observer:
     def after(self, index: int, one: Pass, graph_module: fx.GraphModule, changed: bool) -> None:
         """Called after pass `one`, number `index` counted from 1, has run and its result was found sound."""
 
+    def recorded(self, record: PassRecord) -> None:
+        """Called after `after`, with what the pass did."""
+
     def failed(self, one: Pass, error: Exception) -> None:
         """Called where pass `one` raised `error`, or left a graph that is not sound; the error is raised afterwards."""
 
 
 @dataclass
-class Dump(Observer):
-    """Writes the IR into `directory`: ``000_input.py``, then one file for each pass that changed it.
+class TextObserver(Observer):
+    """Compares the printed IR: some passes change no node, but say how regions are computed."""
 
-    With `draw`, which writes a picture of a graph to a path, each has a picture beside it, a ``.dot`` file.
-    """
-
-    directory: Path
-    draw: Callable[[fx.GraphModule, Path], object] | None = None
+    _latest: str = field(default="", init=False, repr=False)
 
     def start(self, graph_module: fx.GraphModule) -> None:
-        """Write the input."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._write(graph_module, 0, "input")
+        """Keep the input."""
+        self._latest = print_graph(graph_module)
 
-    def after(self, index: int, one: Pass, graph_module: fx.GraphModule, changed: bool) -> None:
-        """Write what the pass made of it."""
-        if changed:
-            self._write(graph_module, index, one.name)
-
-    def _write(self, graph_module: fx.GraphModule, index: int, name: str) -> None:
-        path = self.directory / f"{index:03d}_{name}.py"
-        path.write_text(print_graph(graph_module))
-        if self.draw is not None:
-            self.draw(graph_module, path.with_suffix(".dot"))
+    def compare(self, graph_module: fx.GraphModule) -> tuple[list[str], list[str]]:
+        """The lines of the IR as it was at the last look, and as it is."""
+        before, self._latest = self._latest, print_graph(graph_module)
+        return before.splitlines(), self._latest.splitlines()
 
 
 @dataclass
-class PrintIR(Observer):
-    """Prints the IR before and after passes.
+class PrintIR(TextObserver):
+    """Prints the IR before and after passes, each time as a program of its own.
 
     Attributes:
         write: called with the text. before, after: names of passes, or `ALL`.
@@ -78,43 +70,37 @@ class PrintIR(Observer):
     after_passes: frozenset[str] = frozenset()
     changes_only: bool = False
     on_failure: bool = False
-    _latest: str = field(default="", repr=False)
+    _before: str = field(default="", init=False, repr=False)
 
     def before(self, one: Pass, graph_module: fx.GraphModule) -> None:
         """Print, or keep for a failure."""
         if self.before_passes & {one.name, ALL}:
-            self.write(f"# Before {one.name}\n{print_graph(graph_module)}")
+            self.write(script(graph_module, f"Before {one.name}"))
         if self.on_failure:
-            self._latest = print_graph(graph_module)
+            self._before = script(graph_module, f"Before {one.name}, which failed")
 
     def after(self, index: int, one: Pass, graph_module: fx.GraphModule, changed: bool) -> None:
         """Print, if asked to."""
-        if self.after_passes & {one.name, ALL} and (changed or not self.changes_only):
-            state = "" if changed else ", which changed nothing"
-            self.write(f"# After {one.name}{state}\n{print_graph(graph_module)}")
+        before, now = self.compare(graph_module)
+        if self.after_passes & {one.name, ALL} and (before != now or not self.changes_only):
+            state = "" if before != now else ", which changed nothing"
+            self.write(script(graph_module, f"After {one.name}{state}"))
 
     def failed(self, one: Pass, error: Exception) -> None:
         """Print what the pass failed on."""
         if self.on_failure:
-            self.write(f"# Before {one.name}, which failed: {type(error).__name__}\n{self._latest}")
+            self.write(self._before)
 
 
 @dataclass
-class PrintDifferences(Observer):
+class PrintDifferences(TextObserver):
     """Prints what each pass changed in the IR, as a unified diff."""
 
     write: Write
-    _latest: str = field(default="", repr=False)
-
-    def start(self, graph_module: fx.GraphModule) -> None:
-        """Keep the input."""
-        self._latest = print_graph(graph_module)
 
     def after(self, index: int, one: Pass, graph_module: fx.GraphModule, changed: bool) -> None:
         """Print the difference, if there is one."""
-        if not changed:
-            return
-        text, names = print_graph(graph_module), (f"before {one.name}", f"after {one.name}")
-        difference = difflib.unified_diff(self._latest.splitlines(), text.splitlines(), *names, lineterm="")
-        self.write("\n".join(difference) + "\n")
-        self._latest = text
+        before, now = self.compare(graph_module)
+        names = f"before {one.name}", f"after {one.name}"
+        if difference := list(difflib.unified_diff(before, now, *names, lineterm="")):
+            self.write("\n".join(difference) + "\n")

@@ -46,6 +46,7 @@ class MemoryPlan:
         results: nodes whose storage the caller gets, in order of first appearance among the results.
         unshared_bytes: what the arena would take if no storage were reused.
         in_use_bytes: for each region, where the storages end that are in use while it runs: its scratch may follow.
+        lifetimes: first write and last use of every storage in the arena, counted in nodes, by the node that owns it.
     """
 
     arena_offsets: Mapping[fx.Node, int]
@@ -53,6 +54,7 @@ class MemoryPlan:
     results: tuple[fx.Node, ...]
     unshared_bytes: int
     in_use_bytes: Mapping[fx.Node, int]
+    lifetimes: Mapping[fx.Node, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def plan_memory(graph_module: fx.GraphModule) -> MemoryPlan:
         if is_region(node)
     }
     total = max((end for _, _, end in ends), default=0)
-    return MemoryPlan(offsets, total, results, sum(s.size_bytes for s in storages), in_use)
+    lifetimes = {storage.owner: (storage.begin, storage.end) for storage in storages}
+    return MemoryPlan(offsets, total, results, sum(s.size_bytes for s in storages), in_use, lifetimes)
 
 
 def owns_storage(node: fx.Node) -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, cast, get_args, get_origin, get_type_hints
 
 from sepc.cost_model.chain import Objective
 from sepc.errors import InputError, require_known
@@ -57,14 +57,28 @@ def make_pass(name: str, options: str = "") -> Pass:
         if not equals:
             raise InputError(f"Option '{key}' of {name} has no value", fix=f"write {name}{{{key}=VALUE}}")
         given[key] = _value(value, types[key], f"{name}{{{option}}}")
-    # As it stands in the pipeline, which may set options of its own.
-    placed: Any = next((one for one in PIPELINE if one.name == name), None)
+    placed = _placed(name)
     if placed is None:
         for key, one in fields.items():
             if key not in given and one.default is one.default_factory is dataclasses.MISSING:
                 raise InputError(f"Option '{key}' of {name} is not given", fix=f"write {name}{{{key}=VALUE}}")
     chosen: Pass = dataclasses.replace(placed, **given) if placed is not None else kind(**given)
     return chosen
+
+
+def pass_text(one: Pass) -> str:
+    """What `make_pass` makes `one` of: its name, with the options that are not as they are by default."""
+    placed, options, made = _placed(one.name), [], cast("Any", one)
+    for option in dataclasses.fields(made):
+        value = getattr(made, option.name)
+        if value != (option.default if placed is None else getattr(placed, option.name)):
+            options.append(f"{option.name}={str(value).lower() if isinstance(value, bool) else value}")
+    return f"{one.name}{{{' '.join(options)}}}" if options else one.name
+
+
+def _placed(name: str) -> Any:
+    """The pass of that name as it stands in the pipeline, which may set options of its own; None if it is not there."""
+    return next((one for one in PIPELINE if one.name == name), None)
 
 
 def _value(text: str, kind: object, where: str) -> object:

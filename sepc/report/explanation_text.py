@@ -5,11 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-from sepc.report.dot import bytes_text, short_op
 from sepc.report.explanation import WHO, Explanation, RegionExplanation, Total
+from sepc.report.words import bytes_text, flops_text, percent, short_op, short_sources
 
 if TYPE_CHECKING:
     from sepc.passes.manager import Note
@@ -118,25 +117,3 @@ def _timed(sign: str, note: Note) -> list[str]:
 def nodes_text(note: Note) -> str:
     """The nodes of a note: the first and the last of several."""
     return note.nodes[0] if len(note.nodes) == 1 else f"{note.nodes[0]} … {note.nodes[-1]} ({len(note.nodes)})"
-
-
-def short_sources(sources: Sequence[str]) -> str:
-    """Lines of the user's program, by file, of whose path the last two parts are shown."""
-    pairs = [source.rpartition(":")[::2] for source in sources]
-    files = {file: list[str]() for file, _ in pairs}
-    for file, line in pairs:
-        files[file].append(line)
-    return "; ".join(f"{'/'.join(PurePath(file).parts[-2:])}:{', '.join(lines)}" for file, lines in files.items())
-
-
-def flops_text(count: float) -> str:
-    """A number of operations with a prefix that suits it."""
-    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {prefix}"
-    return f"{count:.0f}"
-
-
-def percent(part: float, whole: float) -> str:
-    """A share; a dash where there is nothing to share."""
-    return f"{100 * part / whole:.1f} %" if whole else "–"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from typing import Any, Protocol
 
 import torch
 
-from sepc.errors import ArtifactError
-from sepc.runtime.program import HostCall, Program, TensorReference
+from sepc.errors import ArtifactError, OutOfMemoryError
+from sepc.runtime.program import HostCall, Program, Storage, TensorReference
 
 ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
+_OMP_PAUSE_HARD = 2
+_paused_at_forks: set[int | None] = set()  # addresses of omp_pause_resource_all
 
 
 class AnyExecutable(Protocol):
@@ -66,6 +69,7 @@ class Executable:
     def load(program: Program, library: bytes, constants: torch.Tensor) -> Executable:
         """`program` with its library loaded. Raises ArtifactError if this system cannot load it."""
         functions = _loaded(library)
+        _let_fork(functions)
         functions.sepc_run.restype = None
         functions.sepc_run.argtypes = [ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32]
         return Executable(program, library, constants, functions)
@@ -82,7 +86,7 @@ class Executable:
             arena = arenas.pop()
         except IndexError:
             arena = aligned_bytes(self.program.arena_bytes)
-        storages = [torch.empty(storage.elements, dtype=storage.dtype) for storage in self.program.storages]
+        storages = [_allocated(storage) for storage in self.program.storages]
         blocks = [arena, self.constants, *inputs, *storages]
         table = (ctypes.c_void_p * len(blocks))(*[block.data_ptr() for block in blocks])
         segment = 0
@@ -126,28 +130,64 @@ def median_times(
 
 def _loaded(library: bytes) -> ctypes.CDLL:
     """The shared library, mapped from a file that nobody else can read or change, and that is gone afterwards."""
+    place = os.environ.get("TMPDIR", "the system's directory for temporary files")
     try:
         with tempfile.NamedTemporaryFile(prefix="sepc-", suffix=".so") as file:
             file.write(library)
             file.flush()
+            # The loader's errors have no number.
             return ctypes.CDLL(file.name)
     except OSError as error:
+        fix = "install what it names (libgomp.so.1 is GCC's OpenMP), or set TMPDIR to a directory that is not noexec"
+        if error.errno is not None:
+            fix = "free some space there, or set TMPDIR to another directory"
         raise ArtifactError(
-            "The library of a compiled model cannot be loaded",
-            where=tempfile.gettempdir(),
-            why=str(error),
-            fix="install what it names (libgomp.so.1 is GCC's OpenMP), or set TMPDIR to a directory that is not noexec",
+            "The library of a compiled model cannot be loaded", where=place, why=error.strerror or str(error), fix=fix
         ) from error
+
+
+def _let_fork(functions: ctypes.CDLL) -> None:
+    """Have a process that is forked later start with no threads of OpenMP, and so make its own.
+
+    GCC's keeps a pool of threads per thread that called it, which a forked process inherits without the threads: the
+    next parallel region there, of ours or of PyTorch's, would wait for them for ever. OpenMP has it since 5.0 (GCC 9).
+    """
+    pause = getattr(functions, "omp_pause_resource_all", None)
+    address = ctypes.cast(pause, ctypes.c_void_p).value if pause is not None else None
+    if pause is not None and address not in _paused_at_forks:
+        _paused_at_forks.add(address)
+        os.register_at_fork(before=lambda: pause(_OMP_PAUSE_HARD))
+
+
+def _allocated(storage: Storage) -> torch.Tensor:
+    """Memory for a result; raises OutOfMemoryError."""
+    try:
+        return torch.empty(storage.elements, dtype=storage.dtype)
+    except RuntimeError as error:
+        raise _no_memory(storage.elements * storage.dtype.itemsize, str(error)) from error
+
+
+def _no_memory(size_bytes: int, why: str) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        f"There are no {size_bytes} bytes of memory for a call of a compiled model",
+        why=why,
+        fix='raise the limit of this process, call with smaller batches, or compile with optimize="memory"',
+    )
 
 
 def aligned_bytes(size_bytes: int) -> torch.Tensor:
     """Bytes, all 0, that start at a multiple of 64, in pages of 2 MiB where the system has them.
 
     They outlive the call that asks for them, and must not become inference tensors, which are read-only to later calls.
+    Raises OutOfMemoryError.
     """
     # Measured on Zen 5, MobileNetV2 at batch 16 without chains: 92 ms in pages of 4 KiB, 69 ms in these.
     spare = HUGE_PAGE_BYTES if size_bytes >= HUGE_PAGE_BYTES else ALIGNMENT_BYTES
-    memory = mmap.mmap(-1, size_bytes + spare)
+    try:
+        # Private: what is shared, as it is by default, is one memory for a process and those that are forked from it.
+        memory = mmap.mmap(-1, size_bytes + spare, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise _no_memory(size_bytes, str(error)) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     with torch.inference_mode(mode=False):

@@ -20,6 +20,7 @@ import torch
 from torch import fx
 
 from sepc.ir.ops import constant
+from sepc.progress import progress
 from sepc.separable.fit import fit
 from sepc.separable.forms import FORMS
 from sepc.separable.layers import DenseLayer
@@ -93,7 +94,7 @@ def walk(
 ) -> None:
     """Give `visit` the moments of each layer in turn; what it returns takes the layer's place for those that follow."""
     generator = torch.Generator().manual_seed(seed)
-    for layer in layers:
+    for layer in progress(layers, "fits of layers"):
         found = visit(layer, gather(twins, layer, generator))
         if found is not None:
             twins.replace(layer.node, found.build(layer.geometry))

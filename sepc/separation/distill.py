@@ -30,7 +30,7 @@ from sepc.separable.plan import Plan
 from sepc.separation.data import Inputs
 from sepc.separation.student import Student
 
-logger = logging.getLogger("sepc")
+logger = logging.getLogger(__name__)
 
 # The largest rate for each unit of error at the start: where little is off, large steps do harm first, and then there
 # is no time to make up for it.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
+from sepc.progress import progress
 from sepc.separable.allocate import Candidate, frontier
 from sepc.separable.calibrated import Option, Regression, fit_weights, walk
 from sepc.separable.forms import FORMS
@@ -16,7 +17,7 @@ from sepc.separable.statistics import Statistics
 from sepc.separable.twins import Twins
 from sepc.separation.job import AS_IT_WAS, Choice, Job
 
-logger = logging.getLogger("sepc")
+logger = logging.getLogger(__name__)
 
 # Ranks of a form that are tried: each so much smaller than the one before, from so much of the dense arithmetic on.
 RANK_RATIO: Final = 0.7
@@ -35,7 +36,7 @@ def allocations(job: Job) -> list[Choice]:
 
 def menus(job: Job) -> dict[str, list[Candidate[Option]]]:
     """For each layer its candidates: as it was, and all options that are predicted faster, with their errors."""
-    options = {one.path: list(_options(job, one)) for one in job.found[0]}
+    options = {one.path: list(_options(job, one)) for one in progress(job.found[0], "times of layers")}
     layers = [one for one in job.found[0] if options[one.path]]
     menus = {one.path: [Candidate(AS_IT_WAS, job.dense_times_us[one.path], 0.0)] for one in layers}
 
@@ -50,7 +51,7 @@ def menus(job: Job) -> dict[str, list[Candidate[Option]]]:
     if job.batches:
         walk(Twins(job.graph, job.batches, job.kept_bytes), layers, visit, job.seed)
     else:
-        for layer in layers:
+        for layer in progress(layers, "fits of layers"):
             add(layer, partial(fit_weights, layer, graph_module=job.graph, steps=MENU_STEPS, seed=job.seed))
     return menus
 

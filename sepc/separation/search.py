@@ -14,7 +14,7 @@ from sepc.separation.distill import Distillation
 from sepc.separation.job import Choice, Job
 from sepc.separation.report import measure, report
 
-logger = logging.getLogger("sepc")
+logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 5
 # A measured speed-up may be above what was asked for by so much, before less is tried.

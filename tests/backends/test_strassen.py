@@ -27,13 +27,15 @@ Epilogue = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextmanager
-def always(columns: int, panel: tuple[int, ...], blocks: int, panels: int, by_product: bool) -> Iterator[None]:
+def always(
+    columns: int, panel: tuple[int, ...], blocks: int, panels: int, by_product: bool, step_channels: int = 1
+) -> Iterator[None]:
     """Every product is made of seven, in blocks of `columns × panel`, so many blocks and panels per task."""
 
     def choose(
         stage: Convolution, machine: search.Machine, threads: int, *, mixing: search.Mixing = "pixels", **costs: int
     ) -> search.Choice:
-        tiling = StrassenTiling(DenseTiling(columns, panel, 1, blocks, panels), by_product)
+        tiling = StrassenTiling(DenseTiling(columns, panel, 1, blocks, panels, step_channels=step_channels), by_product)
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -49,6 +51,12 @@ def error(layer: nn.Module, x: torch.Tensor, threads: int, target: str = "native
         layer.float()
     assert all("seven products" in region.tiling for region in compiled.regions)
     return float((result - reference).abs().max() / reference.abs().max())
+
+
+@pytest.mark.parametrize("by_product", [False, True], ids=["by block", "by product"])
+def test_inputs_that_are_loaded_several_at_a_time(by_product: bool) -> None:
+    with always(5, (8, 8), 2, 1, by_product, step_channels=4):
+        assert error(nn.Linear(44, 48), torch.randn(33, 44), 1) < TOLERANCE
 
 
 @pytest.mark.parametrize("by_product", [False, True], ids=["by block", "by product"])

@@ -77,6 +77,13 @@ def test_contiguous_inputs_and_narrower_vectors() -> None:
             assert error(nn.Conv2d(20, 72, 3, padding=1), x, 2, target="x86-64-v3") < TOLERANCE[outputs]
 
 
+@pytest.mark.parametrize("by_product", [False, True], ids=["by block", "by product"])
+def test_inputs_that_are_loaded_several_at_a_time(by_product: bool) -> None:
+    x = torch.randn(1, 22, 9, 10)
+    with always(2, by_product, DenseTiling(3, (8, 8), 1, 3, 2, step_channels=8)):
+        assert error(nn.Conv2d(22, 40, 3, padding=1), x) < TOLERANCE[2]
+
+
 EPILOGUES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": functional.relu, "gelu": functional.gelu}
 
 

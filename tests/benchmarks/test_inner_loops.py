@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -55,9 +55,12 @@ def test_the_layers_of_a_model_are_told_apart(monkeypatch: pytest.MonkeyPatch) -
 
 
 # Continuous integration installs it.
-@pytest.mark.skipif(
-    not os.environ.get("CI") and not any(map(shutil.which, ("llvm-mca", "llvm-mca-19"))), reason="needs llvm-mca"
+needs_analyser = pytest.mark.skipif(
+    not os.environ.get("CI") and inner_loops.find_analyser() is None, reason="needs llvm-mca of LLVM 16 or later"
 )
+
+
+@needs_analyser
 def test_the_analyser_tells_a_chain_from_independent_multiply_adds() -> None:
     independent = [f"    fmla v{number}.4s, v30.4s, v31.4s" for number in range(12)]
     chain = ["    fmla v0.4s, v30.4s, v31.4s"] * 12
@@ -72,13 +75,22 @@ def test_the_analyser_tells_a_chain_from_independent_multiply_adds() -> None:
 
 def test_a_missing_analyser_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inner_loops.shutil, "which", lambda name: None)
-    with pytest.raises(SystemExit, match="no llvm-mca; install"):
+    with pytest.raises(SystemExit, match="no llvm-mca of LLVM 16 or later; install"):
         analyse(["    fmla v0.4s, v1.4s, v2.4s"], "cortex-a72")
 
 
-@pytest.mark.skipif(
-    not os.environ.get("CI") and not any(map(shutil.which, ("llvm-mca", "llvm-mca-19"))), reason="needs llvm-mca"
-)
+@pytest.mark.parametrize(("version", "found"), [("14.0.6", False), ("19.1.7", True)])
+def test_an_analyser_of_an_old_llvm_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, found: bool
+) -> None:
+    tool = tmp_path / "llvm-mca"
+    tool.write_text(f"#!/bin/sh\necho 'Debian LLVM version {version}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (inner_loops.find_analyser() == str(tool)) is found
+
+
+@needs_analyser
 @pytest.mark.parametrize("target", inner_loops.TARGETS["float16"])
 def test_a_pointwise_loop_in_float16_is_near_its_bound_and_keeps_to_registers(target: str) -> None:
     for channels in (64, 384):  # Short sums, and sums in blocks.

@@ -60,4 +60,4 @@ def test_rows_are_kept_and_replaced_by_new_ones_of_the_same(tmp_path: Path) -> N
 
 def test_curves_are_means_over_seeds_in_order_of_speed() -> None:
     more = [row(CALIBRATED, 4, 4.2, 91.0, seed=1), *ROWS]
-    assert curve(more, CALIBRATED) == ([2.0, 4.1], [92.5, 91.25])
+    assert curve(more, CALIBRATED) == [(2.0, 92.5), (4.1, 91.25)]

@@ -12,8 +12,8 @@ from sepc.cli import models
 from sepc.cli.opt import main
 from sepc.errors import InputError, ModelError
 from sepc.passes.fuse import Fuse
-from sepc.passes.pipeline import PASSES, PIPELINE
-from sepc.passes.selection import parse_passes
+from sepc.passes.pipeline import PASSES, PIPELINE, pipeline
+from sepc.passes.selection import parse_passes, pass_text
 
 NET = """
 import torch
@@ -30,10 +30,12 @@ def bare():
 def number():
     return 1
 """
-DIFFERENCE = """\
---- before fold-batch-norm
-+++ after fold-batch-norm
-"""
+
+
+def headings(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What the printed programs say that they are."""
+    lines = capsys.readouterr().out.splitlines()
+    return [line[2:].partition(". Run this file")[0] for line in lines if line.startswith("# ")]
 
 
 @pytest.fixture
@@ -52,43 +54,25 @@ def test_by_default_the_graph_after_all_passes_is_printed_as_python(
     assert " µs, bound by " in out
 
 
-def test_a_difference_shows_what_one_pass_changed(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([f"{net}:make", "--passes", "fold-batch-norm", "--diff"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(DIFFERENCE)
-    changed = [line for line in out.splitlines()[2:] if line[0] in "+-"]
-    assert any(line.startswith("-") and "batch_norm.default" in line for line in changed)
-    assert not any(line.startswith("+") and "batch_norm.default" in line for line in changed)
-
-
-def test_the_ir_is_dumped_with_pictures_where_it_changed(net: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "ir"
-    assert main([f"{net}:make", f"--dump-ir={directory}", "--stop-after", "fold-batch-norm"]) == 0
-    names = {path.stem for path in directory.iterdir()}
-    assert names == {"000_input", "002_canonicalize", "004_fold-batch-norm"}
-    assert {path.suffix for path in directory.iterdir()} == {".py", ".dot"}
-    assert (directory / "000_input.dot").read_text().startswith("digraph")
-
-
 def test_the_ir_is_printed_before_and_after_the_passes_named(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--print-ir-before", "group", "--print-ir-after", "group", "--print-ir-after", "demote"]
     assert main([f"{net}:make", *options]) == 0
-    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
-    assert headings == ["# After demote, which changed nothing", "# Before group", "# After group"]
+    assert headings(capsys) == ["After demote, which changed nothing", "Before group", "After group"]
 
 
 def test_after_change_leaves_out_passes_that_changed_nothing(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{net}:make", "--print-ir-after-change"]) == 0
-    headings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# ")]
-    assert "# After fold-batch-norm" in headings
-    assert len(headings) < len(PIPELINE)
+    found = headings(capsys)
+    assert "After fold-batch-norm" in found
+    assert "After choose-tiling" in found
+    assert len(found) < len(PIPELINE)
 
 
 def test_before_a_failure_the_ir_is_printed(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The memory planner wants tilings of regions, which there are none of.
     assert main([f"{net}:make", "--passes", "choose-tiling,plan-memory", "--print-ir-after-failure"]) == 1
     captured = capsys.readouterr()
-    assert "which failed: VerificationError" in captured.out
+    assert captured.out.startswith("# Before plan-memory, which failed. ")
     assert "def forward(" in captured.out
     assert captured.err.startswith("sepc-opt: ")
 
@@ -134,7 +118,9 @@ def test_a_report_is_a_page(net: Path, tmp_path: Path) -> None:
         (["--input", "1x3xa"], "write 1x3x224x224"),
         (["--input", "1x3:float31"], "there is no type 'float31'"),
         (["--emit=asm", "--passes", "fuse"], "does not go with a choice of passes"),
-        (["--emit=report"], "give it with -o report.html"),
+        (["--emit=report"], "give it with -o FILE"),
+        (["--emit=pt2"], "give it with -o FILE"),
+        (["--dtype=float31"], 'give "float32" or "float16"'),
     ],
 )
 def test_wrong_arguments_are_one_error_that_says_what_to_do(
@@ -168,6 +154,18 @@ def test_models_that_are_not_there_are_named(model: str, expected: str) -> None:
         models.load(model)
 
 
+def test_a_damaged_program_is_told_without_what_pytorch_says_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.pt2"
+    path.write_bytes(b"nothing")
+    assert main([str(path)]) == 1
+    assert capsys.readouterr().err == (
+        f"sepc-opt: The exported program cannot be read.\n  Where: {path}\n  Why: File is not a zip file\n"
+    )
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_a_functions_result_that_is_no_model_is_told(net: Path) -> None:
     with pytest.raises(InputError, match="it returns int"):
         models.load(f"{net}:number", ["1x3x8x8"])
@@ -175,6 +173,25 @@ def test_a_functions_result_that_is_no_model_is_told(net: Path) -> None:
         models.load(f"{net}:bare")
     with pytest.raises(InputError, match="no function 'made'"):
         models.load(f"{net}:made")
+
+
+def test_a_function_or_a_file_that_fails_is_told_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.py"
+    path.write_text("def make():\n    return 1 / 0\n")
+    assert main([f"{path}:make"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"sepc-opt: The function makes no model.\n  Where: {path}:2: return 1 / 0\n")
+    assert "Why: ZeroDivisionError: division by zero\n" in err
+    path.write_text("import no_such_package\n")
+    assert main([f"{path}:make"]) == 1
+    assert f"Where: {path}:1: import no_such_package" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_told(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{net}:make", "--passes=group", "--emit=ir", "-o", str(net / "graph.py")]) == 1
+    assert capsys.readouterr().err.startswith(f"sepc-opt: {net} cannot be written: ")
 
 
 def test_inputs_on_the_command_line_come_first(net: Path) -> None:
@@ -191,10 +208,37 @@ def test_an_exported_program_brings_its_inputs(net: Path, tmp_path: Path, capsys
     assert "batch_norm.default" in capsys.readouterr().out
 
 
+def test_keywords_of_an_exported_program_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+            return x * scale
+
+    path, inputs = tmp_path / "net.pt2", (torch.randn(1, 3, 8, 8),)
+    torch.export.save(torch.export.export(Scaled(), inputs, {"scale": torch.randn(8)}), path)
+    assert main([str(path)]) == 0
+    assert "def forward(self, x, scale):" in capsys.readouterr().out
+
+
+def test_an_optimised_program_gives_the_same_results(net: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "net.pt2"
+    assert main([f"{net}:make", "--emit=pt2", "-o", str(path)]) == 0
+    given, program = models.load(f"{net}:make"), torch.export.load(path)
+    assert isinstance(given.model, torch.nn.Module)
+    torch.testing.assert_close(program.module()(*given.inputs), given.model(*given.inputs))
+    assert "batch_norm" not in program.graph_module.code
+    assert torch.equal(models.load(str(path)).inputs[0], given.inputs[0])
+
+
 def test_passes_take_options_and_keep_their_order() -> None:
     passes = parse_passes("group, fuse{objective=memory},plan-memory")
     assert [one.name for one in passes] == ["group", "fuse", "plan-memory"]
     assert passes[1] == Fuse(objective="memory")
+
+
+def test_the_text_of_passes_gives_them_again() -> None:
+    text = "group,fuse{objective=memory},plan-memory"
+    assert ",".join(map(pass_text, parse_passes(text))) == text
+    assert all(parse_passes(pass_text(one)) == (one,) for one in (*PIPELINE, *pipeline("memory")))
 
 
 def test_all_passes_are_listed_with_what_they_do(capsys: pytest.CaptureFixture[str]) -> None:

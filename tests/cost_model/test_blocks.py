@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from sepc.cost_model import search
 from sepc.cost_model.blocks import tap_uses
 from sepc.cost_model.cycles import compute_cycles
 from sepc.cost_model.machine import Machine
-from sepc.cost_model.tiling import DenseTiling, LaneTiling
+from sepc.cost_model.tiling import DenseTiling, LaneTiling, RegisterBlock
 from sepc.ir.convolution import Convolution
 from sepc.ir.depth import Depth
+from sepc.target import Target
 
 ZEN5 = Machine.load("znver5")
 ZEN4 = Machine.load("znver4")
@@ -59,10 +61,26 @@ def test_narrow_vectors_cost_as_much_as_full_ones_on_full_width_units_only() -> 
 
 def test_narrow_vectors_of_two_columns_cost_as_much_as_one() -> None:
     conv = _pointwise(3136, 96, 24)
-    apart, paired = (DenseTiling(8, (16, 8), 1, 1000, 1000, pairs) for pairs in (False, True))
+    apart, paired = (DenseTiling(8, (16, 8), 1, 1000, 1000, narrow) for narrow in ("alone", "in pairs"))
     ratio = compute_cycles(conv, paired, ZEN5) / compute_cycles(conv, apart, ZEN5)
     assert 0.74 < ratio < 0.8  # three multiply-adds instead of four
     assert (apart.block.accumulators, paired.block.accumulators) == (16, 12)
+
+
+def test_inputs_that_come_with_their_neighbours_cost_fewer_loads_and_a_register_for_each_column() -> None:
+    machine = Target.parse("arm64:cortex-a72").machine
+    row = Convolution(1, 1, 1, 1, 1, 1280, 1280)
+    one, four = (DenseTiling(1, (4,) * 8, 1, 1, 1, step_channels=step) for step in (1, 4))
+    # A load a cycle, with 8 of weights: 9 cycles, and 8.25.
+    assert compute_cycles(row, four, machine) == pytest.approx(compute_cycles(row, one, machine) * 8.25 / 9, rel=0.01)
+    blocks = [RegisterBlock(6, (4, 4), step_channels=step) for step in (1, 4)]
+    assert [block.registers for block in blocks] == [12 + 2 + 1, 12 + 2 + 6]
+
+
+def test_a_row_of_channels_on_arm_is_loaded_by_vectors() -> None:
+    choice = search.choose(Convolution(1, 1, 1, 1, 1, 1280, 1280), Target.parse("arm64:neoverse-n1").machine, 1)
+    assert isinstance(choice.tiling, DenseTiling)
+    assert (choice.tiling.step_channels, len(choice.tiling.panel)) == (4, 8)
 
 
 def test_column_tails_cost_what_they_cost() -> None:

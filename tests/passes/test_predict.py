@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.frontend.export import capture
 from sepc.passes.manager import PassContext, PassManager
 from sepc.passes.pipeline import PIPELINE
@@ -33,3 +34,10 @@ def test_more_pixels_and_other_dimensions_are_predicted() -> None:
     one, three = (Geometry.of(layer) for layer in (nn.Conv1d(16, 16, 3), nn.Conv3d(16, 16, 3, padding=1)))
     assert sequence_us((one,), (1, 16, 50), MACHINE, 1) < sequence_us((one,), (1, 16, 5000), MACHINE, 1)
     assert sequence_us((three,), (1, 16, 8, 8, 8), MACHINE, 1) > 0
+
+
+def test_for_a_gpu_its_planner_is_asked() -> None:
+    machine = GpuMachine.load("sm_75")
+    factors = FORMS["bottleneck"].factors(Geometry.of(nn.Conv2d(32, 64, 3, padding=1)), 48)
+    small, large = (sequence_us(factors, (1, 32, size, size), machine, 1) for size in (14, 112))
+    assert machine.launch_us < small < large

@@ -1,137 +1,91 @@
-"""The pictures: what they show, and what is written with and without Graphviz's program."""
+"""Graphs as Graphviz draws them: goldens of small ones, and that `dot` takes a large one."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
 
-import graphviz
 import pytest
 import torch
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import nn
 
-from sepc.report.dot import bytes_text, graph_to_dot, op_name, shape_text, short_op, write_graph
+from sepc.report.dot import draw, graph_to_dot
+from sepc.report.palette import COLOURS
+from sepc.report.snapshot import DrawnRegion, Snapshot
+from sepc.report.visualize import render
+from tests.helpers import Function, passes_until
+from tests.report.graphs import after_folding, before_folding, blocks, without_repetition
 
-
-@dataclass(frozen=True)
-class FakeRegion:
-    name: str = "region_0_dense"
-    kind: str = "dense"
-    ops: list[str] = field(default_factory=lambda: ["conv2d", "relu"])
-    kernel: str = "sepc"
-    tiling: object = "rows 4, channels 32"
-    predicted_us: float = 12.5
-    bytes_moved: int = 1_500_000
-    flops: int = 3_000_000
+Golden = Callable[[str, str], None]
 
 
-def graph_of_one_region() -> fx.GraphModule:
-    """A placeholder, a region, a view and an output, with shapes."""
-    body = fx.Graph()
-    x = body.placeholder("x")
-    weight = body.get_attr("weight")
-    y = body.call_function(torch.ops.aten.conv2d.default, (x, weight))
-    body.output(body.call_function(torch.ops.aten.relu.default, (y,)))
-    holder = nn.Module()
-    holder.register_buffer("weight", torch.zeros(8, 3, 1, 1))
-    root = nn.Module()
-    root.add_module("region_0_dense", fx.GraphModule(holder, body))
-    top = fx.Graph()
-    region = top.call_module("region_0_dense", (top.placeholder("image"),))
-    top.output(top.call_function(torch.ops.aten.permute.default, (region, [0, 2, 3, 1])))
-    module = fx.GraphModule(root, top)
-    ShapeProp(module).propagate(torch.zeros(1, 3, 4, 4))
-    for node in module.graph.nodes:
-        node.meta["val"] = torch.empty(node.meta["tensor_meta"].shape, device="meta")
-    return module
+def test_a_region_is_a_box_with_kernel_tiling_bytes_and_times(golden: Golden) -> None:
+    golden("report/region", draw(after_folding()).source)
 
 
-def test_region_shows_everything_known_of_it() -> None:
-    source = graph_to_dot(graph_of_one_region(), [FakeRegion()]).source
-    for text in (
-        "region_0_dense (dense)",
-        "conv2d, relu",
-        "rows 4, channels 32",
-        "12.5 µs predicted",
-        "1.5 MB",
-        "3 MFLOP",
-    ):
-        assert text in source
+def test_two_graphs_stand_side_by_side_with_their_differences_marked(golden: Golden) -> None:
+    golden("report/side_by_side", draw(after_folding(), before_folding()).source)
 
 
-def test_edges_carry_shapes_and_views_are_named() -> None:
-    source = graph_to_dot(graph_of_one_region(), [FakeRegion()]).source
-    assert "image -> region_0_dense" in source
-    assert "1×3×4×4" in source
-    assert "1×8×4×4" in source
-    assert "permute" in source
+def test_blocks_that_repeat_are_drawn_once(golden: Golden) -> None:
+    golden("report/folded", draw(blocks(5, in_regions=True), folds=True).source)
 
 
-def test_colour_says_who_runs_it() -> None:
-    module = graph_of_one_region()
-    lines = [
-        next(
-            line for line in graph_to_dot(module, [FakeRegion(kernel=kernel)]).source.splitlines() if "12.5 µs" in line
-        ).split("fillcolor=")[1]
-        for kernel in ("sepc", "tvm", "torch", "other")
-    ]
-    assert len(set(lines)) == 4
+def test_small_graphs_are_drawn_whole_unless_asked_and_large_ones_folded() -> None:
+    assert "× 5" not in draw(blocks(5)).source
+    assert "× 5" in draw(blocks(5), folds=True).source
+    assert "× 40" in draw(blocks(40)).source
+    assert "× 40" not in draw(blocks(40), folds=False).source
 
 
-def test_region_without_figures_shows_its_operators() -> None:
-    source = graph_to_dot(graph_of_one_region()).source
-    assert "conv2d, relu" in source
-    assert "predicted" not in source
+@pytest.mark.parametrize("colour", ["compute", "L2", "DRAM", "tvm", "torch"])
+def test_colour_and_legend_say_what_bounds_a_region_or_who_runs_it(colour: str) -> None:
+    graph = after_folding()
+    bound = {"bottleneck": "", "kernel": colour} if colour in ("tvm", "torch") else {"bottleneck": colour}
+    source = draw(replace(graph, regions={"region_0": replace(graph.regions["region_0"], **bound)})).source
+    assert f'fillcolor="{COLOURS[colour].tint}"' in source
+    assert f'bgcolor="{COLOURS[colour].tint}">{COLOURS[colour].words}<' in source
+    others = [one for name, one in COLOURS.items() if name != colour]
+    assert not [one.words for one in others if f">{one.words}<" in source]
+
+
+def test_a_level_without_a_colour_of_its_own_is_named() -> None:
+    graph = after_folding()
+    source = draw(replace(graph, regions={"region_0": DrawnRegion("region_0", bottleneck="shared")})).source
+    assert ">bound by shared<" in source
+
+
+def test_operators_link_to_their_source_lines() -> None:
+    source = draw(after_folding()).source
+    assert 'URL="file:///home/user/net.py#L3"' in source
+    assert 'tooltip="conv2d_1: user/net.py:3"' in source
 
 
 def test_labels_are_shown_literally() -> None:
-    region = FakeRegion(tiling='<b> "quoted" back\\slash')
-    assert r"\"quoted\" back\\slash" in graph_to_dot(graph_of_one_region(), [region]).source
+    region = DrawnRegion("region_0", kind="odd", tiling='<b> "quoted" back\\slash')
+    source = draw(replace(after_folding(), regions={"region_0": region})).source
+    assert r"<b> \"quoted\" back\\slash" in source
+    assert b"&lt;b&gt; &quot;quoted&quot; back\\slash" in render(
+        draw(replace(after_folding(), regions={"region_0": region})), "svg"
+    )
 
 
-def test_graph_source_is_written_where_the_program_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    written = write_graph(graph_of_one_region(), tmp_path / "deep" / "model.svg", [FakeRegion()])
-    assert written == tmp_path / "deep" / "model.dot"
-    assert written.read_text(encoding="utf-8").startswith("digraph")
+def test_a_graph_of_the_compiler_is_drawn_at_any_stage() -> None:
+    model = Function(lambda self, x: self.conv(x).relu(), conv=nn.Conv2d(8, 8, 3))
+    x = torch.randn(1, 8, 6, 6)
+    captured = graph_to_dot(passes_until("promote", model, x)[0]).source
+    planned = graph_to_dot(passes_until("choose-tiling", model, x)[0]).source
+    assert "conv2d" in captured
+    assert "cluster" not in captured
+    assert re.search(r"µs predicted \(\w+\), .* kB, .* kFLOP", planned)
 
 
-def test_picture_is_written_where_the_program_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def draw(digraph: graphviz.Digraph, **options: str) -> bytes:
-        assert "region_0_dense" in digraph.source
-        return f"<{options['format']}>".encode()
-
-    monkeypatch.setattr(graphviz.Digraph, "pipe", draw)
-    written = write_graph(graph_of_one_region(), tmp_path / "model", [FakeRegion()])
-    assert written == tmp_path / "model.svg"
-    assert written.read_bytes() == b"<svg>"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (torch.empty(1, 32, 7, 7), "1×32×7×7"),
-        (torch.empty(2, dtype=torch.int64), "2 int64"),
-        (torch.empty(()), "scalar"),
-        ((torch.empty(1),), ""),
-        (None, ""),
-    ],
-)
-def test_shape_text(value: object, text: str) -> None:
-    assert shape_text(value) == text
-
-
-@pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (1500, "1.5 kB"), (2_340_000, "2.34 MB")])
-def test_bytes_text(count: int, text: str) -> None:
-    assert bytes_text(count) == text
-
-
-def test_op_name() -> None:
-    assert op_name(torch.ops.aten.conv2d.default) == "conv2d"
-    assert op_name(len) == "len"
-
-
-@pytest.mark.parametrize("op", ["conv2d", "conv2d.default", "aten.conv2d.default"])
-def test_short_op(op: str) -> None:
-    assert short_op(op) == "conv2d"
+@pytest.mark.parametrize("graph", [without_repetition(500), blocks(166)], ids=["different", "repeated"])
+def test_dot_draws_500_nodes_in_reasonable_time(graph: Snapshot) -> None:
+    assert len(graph.nodes) >= 500
+    began_s = time.perf_counter()
+    picture = render(draw(graph), "svg")
+    assert time.perf_counter() - began_s < 30
+    assert picture.count(b'class="node"') == (501 if graph.title == "different" else 5)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -15,43 +13,19 @@ from torch import nn
 import sepc
 from sepc import cache_key as keys
 from sepc.passes import fuse, gather_means
-from sepc.report.explanation_html import page
-from sepc.report.explanation_text import WIDTH, flops_text, percent, short_sources
+from sepc.report.explanation_text import WIDTH
 from sepc.target import Target
 from tests.helpers import Function
-
-X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-VOID_ELEMENTS = {"br", "meta"}
-
-
-class Mixed(nn.Module):
-    """Two convolutions of ours, a product that PyTorch runs, a logarithm of a softmax that TVM lowers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, padding=1)
-        self.norm = nn.BatchNorm2d(8)
-        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.second(self.norm(self.first(x)).relu()).flatten(2)  # the convolutions
-        z = torch.baddbmm(torch.ones(1, 8, 8), y, y.transpose(1, 2))  # the product
-        return z.log_softmax(1)
+from tests.report import mixed
+from tests.report.mixed import Mixed, X
 
 
 def line(comment: str) -> str:
-    """The place of the line with that comment."""
-    lines = Path(__file__).read_text().splitlines()
-    return f"{Path(__file__).name}:{next(number for number, text in enumerate(lines, 1) if text.endswith(comment))}"
-
-
-@pytest.fixture(scope="module")
-def explanation() -> sepc.Explanation:
-    """Of `Mixed`, nothing being fused as that never gains."""
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fuse, "piece_time_us", lambda links, *_: float(len(links) ** 2))
-        return sepc.explain(Mixed().eval(), X, target="x86-64-v3", num_threads=1)
+    """The place of the line with that comment, in the model."""
+    lines = Path(mixed.__file__).read_text().splitlines()
+    return (
+        f"{Path(mixed.__file__).name}:{next(number for number, text in enumerate(lines, 1) if text.endswith(comment))}"
+    )
 
 
 # ---- what it holds
@@ -164,66 +138,32 @@ def test_the_dictionary_goes_through_json_and_back(explanation: sepc.Explanation
     assert next(one for one in plain["decisions"] if one["pass_name"] == "fuse")["gain_us"] == -2
 
 
-class Tables(HTMLParser):
-    """The text of every cell of every table, by the table's id; elements must close in the order that they open."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: dict[str, list[list[str]]] = {}
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self.table = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += attrs
-        if tag not in VOID_ELEMENTS:
-            self.open.append(tag)
-        if tag == "table":
-            self.table = str(dict(attrs)["id"])
-            self.rows[self.table] = []
-        elif tag == "tr":
-            self.rows[self.table].append([])
-        elif tag in ("td", "th"):
-            self.rows[self.table][-1].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "td" in self.open or "th" in self.open:
-            self.rows[self.table][-1][-1] += data
+# ---- with a profile
 
 
-def test_the_page_has_every_region_and_every_decision(explanation: sepc.Explanation, tmp_path: Path) -> None:
-    written = explanation.to_html(tmp_path / "deep" / "model.html")
-    assert written == tmp_path / "deep" / "model.html"
-    tables = Tables(written.read_text(encoding="utf-8"))
-    assert not tables.open
-    assert [row[1] for row in tables.rows["regions"][1:]] == [one.name for one in explanation.regions]
-    assert [row[3].strip() for row in tables.rows["decisions"][1:]] == [one.message for one in explanation.decisions]
-    assert [row[1] for row in tables.rows["passes"][1:]] == [one.name for one in explanation.passes]
-    assert [row[0] for row in tables.rows["totals"][1:]] == ["sepc", "TVM", "PyTorch"]
-    assert {row[0] for row in tables.rows["bottlenecks"][1:]} == explanation.us_by_bottleneck.keys()
-    fallback = next(row for row in tables.rows["regions"] if row[3] == "PyTorch")
-    assert "no stage for aten.baddbmm.default" in fallback[-1]
-    for rows in tables.rows.values():
-        assert len({len(row) for row in rows}) == 1
+def test_a_profile_adds_measured_times() -> None:
+    compiled = sepc.compile(nn.Conv2d(3, 4, 3).eval(), example_inputs=(X,), num_threads=1)
+    explanation, profile = compiled.explain(), compiled.profile(X, repeats=2)
+    assert explanation.measured_us is None
+    found = explanation.with_profile(profile)
+    assert [one.measured_us for one in found.regions] == [one.measured_us for one in profile]
+    assert found.measured_us == pytest.approx(profile.measured_us)
+    assert found.to_dict()["regions"][0]["measured_us"] == profile[0].measured_us
+    drawn = found.graph.regions
+    assert [drawn[one.name].measured_us for one in profile] == [one.measured_us for one in profile]
+    other = sepc.compile(nn.Sequential(nn.Linear(4, 4), nn.Softmax(-1)).eval(), example_inputs=(X[..., :4],))
+    with pytest.raises(sepc.InputError, match="not of this model"):
+        other.explain().with_profile(profile)
 
 
-def test_the_page_needs_no_network_and_shows_text_as_it_is(explanation: sepc.Explanation) -> None:
-    text = page(replace(explanation, model="<b>&amp;"))
-    assert not {name for name, _ in Tables(text).attributes} & {"src", "href", "action"}
-    assert not any(word in text for word in ("http:", "https:", "@import", "url("))
-    assert "<h1>&lt;b&gt;&amp;amp; by sepc</h1>" in text
-
-
-def test_units() -> None:
-    assert [flops_text(count) for count in (12, 1500, 2_340_000, 5e9)] == ["12", "1.5 k", "2.34 M", "5 G"]
-    assert percent(1, 8) == "12.5 %"
-    assert percent(0, 0) == "–"
-    assert short_sources(["/a/b/net.py:3", "/a/b/net.py:5", "c.py:1"]) == "b/net.py:3, 5; c.py:1"
+def test_the_source_of_a_kernel_in_each_form(explanation: sepc.Explanation) -> None:
+    first = next(one for one in explanation.regions if one.kernel == "sepc")
+    assert "T.prim_func" in explanation.source(first.name)
+    assert "define" in explanation.source(first.name, "llvm")
+    (fallback,) = (one for one in explanation.regions if one.kernel == "torch")
+    assert not explanation.has_source(fallback.name)
+    with pytest.raises(sepc.SepcError, match=f"no kernel for region '{fallback.name}'"):
+        explanation.source(fallback.name)
 
 
 # ---- where it comes from
@@ -240,6 +180,9 @@ def test_it_is_the_same_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path
     second = compiled.explain()
     assert second.regions == first.regions
     assert second.decisions == first.decisions
+    assert second.storages == first.storages
+    assert second.graphs == first.graphs
+    assert second.source(second.regions[0].name) == first.source(first.regions[0].name)
     assert second.by_kernel["torch"].regions == 1
 
 

@@ -313,8 +313,8 @@ def test_a_program_that_does_not_fit_is_refused(saved: Any, tmp_path: Path, no_d
 
 
 def test_another_version_of_the_format_is_told_apart_from_damage(saved: Any, tmp_path: Path) -> None:
-    path = rewritten(saved[1], tmp_path / "new.sepc", manifest=lambda m: {"format": "sepc", "format_version": 2})
-    with pytest.raises(sepc.ArtifactError, match="of version 2"):
+    path = rewritten(saved[1], tmp_path / "new.sepc", manifest=lambda m: {"format": "sepc", "format_version": 3})
+    with pytest.raises(sepc.ArtifactError, match="of version 3"):
         sepc.load(path)
 
 

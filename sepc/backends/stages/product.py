@@ -21,10 +21,10 @@ from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Panels, Sink, Visit, WeightShare, for_each_block, for_each_panel
 from sepc.backends.stages.kernel import Frame, loop
-from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, Operand, broadcast, ramp
-from sepc.cost_model.tiling import DenseTiling, ProductTiling
+from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, Operand, ramp, repeated
+from sepc.cost_model.tiling import DenseTiling, Narrow, ProductTiling, RegisterBlock
 from sepc.errors import VerificationError
-from sepc.ir.arithmetic import ceil_div
+from sepc.ir.arithmetic import ceil_div, split_lanes
 from sepc.ir.convolution import ColumnSegment, Convolution
 
 Registers = list[list[Accumulator]]  # by column and vector
@@ -96,25 +96,39 @@ class Products:
         channels, width = self.product.in_channels, sum(self.panels.widths)
         panel_base = block.panel * (self.tiling.count * channels * width)
         product_base = panel_base + number * channels * sum(block.widths)
-        steps = channels if self.tiling.by_product else self.tiling.count * channels
-        share = WeightShare(
-            block.visit,
-            self.tiling.product.columns,
-            block.widths,
-            steps,
-            product_base if self.tiling.by_product else panel_base,
-        )
-        with loop(channels) as channel:
-            base, weights = product_base + channel * sum(block.widths), []
-            for lanes in block.widths:
-                weights.append(T.Bind(self.weight[ramp(base, lanes)]))
+        size = self.tiling.product.step_channels
+        steps, rest = divmod(channels, size)
+        with loop(steps) as step:
+            share, now = self._share(block, panel_base, product_base, number, steps, step)
+            share.prefetch(self.weight, now, block.start)
+            self._step(registers, left, block, product_base, step * size, size)
+        for few in split_lanes(rest, size):
+            self._step(registers, left, block, product_base, channels - rest, few)
+            rest -= few
+
+    def _share(
+        self, block: Block, panel_base: Index, product_base: Index, number: Index, steps: int, step: Index
+    ) -> tuple[WeightShare, Index]:
+        """What a block fetches, and at which of its steps it is: all of one product, or of all products."""
+        columns, elements = self.tiling.product.columns, self.product.in_channels * sum(block.widths)
+        if self.tiling.by_product:
+            return WeightShare(block.visit, columns, elements, steps, product_base), step
+        count = self.tiling.count
+        return WeightShare(block.visit, columns, count * elements, count * steps, panel_base), number * steps + step
+
+    def _step(
+        self, registers: Registers, left: Operand, block: Block, product_base: Index, first: Index, channels: int
+    ) -> None:
+        """Add the products of `channels` input channels from `first` on."""
+        inputs = [left.load_each((0, 0, block.start + index, first), channels) for index in range(len(registers))]
+        for channel in range(channels):
+            base, weights = product_base + (first + channel) * sum(block.widths), []
+            for lanes, register in zip(block.widths, registers[0], strict=True):
+                weights.append(T.Bind(repeated(self.weight[ramp(base, lanes)], register.copies)))
                 base = base + lanes
-            step = channel if self.tiling.by_product else number * channels + channel
-            share.prefetch(self.weight, step, block.start)
-            for index, column in enumerate(registers):
-                value = left.load((0, 0, block.start + index, channel))
+            for own, column in zip(inputs, registers, strict=True):
                 for register, weight in zip(column, weights, strict=True):
-                    register.set(register.value + broadcast(value, register.lanes) * weight)
+                    register.multiply_add(own[channel], weight)
 
 
 @dataclass(frozen=True)
@@ -144,24 +158,26 @@ class Task:
         segments = self.products.product.column_segments(tiling.columns)
 
         def call(start: Index, segment: ColumnSegment) -> None:
-            body(Block(start, segment.columns, panel, widths, self.visit))
+            body(Block(start, segment.columns, panel, widths, self.visit, tiling.narrow))
 
         for_each_block(segments, tiling.blocks, *self.column_tile, call)
 
 
 @dataclass(frozen=True)
 class Block:
-    """`columns` pixels from `start` on, times one panel, whose vectors have `widths`."""
+    """`columns` pixels from `start` on, times one panel, whose vectors have `widths`; the rest as in a tiling."""
 
     start: Index
     columns: int
     panel: Index
     widths: tuple[int, ...]
     visit: Visit
+    narrow: Narrow
 
     def registers(self) -> Registers:
         """A register for each of its vectors."""
-        return [[Accumulator(lanes) for lanes in self.widths] for _ in range(self.columns)]
+        copies = RegisterBlock(self.columns, self.widths, self.narrow).copies
+        return [[Accumulator(lanes, copies=copies(lanes)) for lanes in self.widths] for _ in range(self.columns)]
 
 
 TilingT = TypeVar("TilingT", bound=ProductTiling)

@@ -2,7 +2,8 @@
 
 A panel's last vectors may be narrower than the others. So that they do not cost as much as these, two columns share a
 register there: 14 columns of 24 channels, in vectors of 16, take 14 registers for the first 16 channels and 7 for the
-other 8, each with 8 channels of two columns.
+other 8, each with 8 channels of two columns. On other machines such a register may hold one column's several times over
+(`sepc.cost_model.tiling.Narrow`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.sums import Sum
-from sepc.backends.stages.vector import Expr, broadcast, constant, lanes_of, ramp
+from sepc.backends.stages.vector import Expr, broadcast, constant, ramp, repeated
 from sepc.cost_model.tiling import RegisterBlock
 from sepc.ir.convolution import Convolution
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One register: vector number `vector` of the panel, of each of its one or two `columns`."""
+    """One register: vector number `vector` of the panel, `copies` times over, of each of its one or two `columns`."""
 
     vector: int
     columns: range
+    copies: int
     sum: Sum
 
 
@@ -41,9 +43,10 @@ class Registers:
     def _parts(self) -> list[_Part]:
         """All registers, those of the first columns first: the vectors of one column are used together."""
         parts = [
-            _Part(vector, group, Sum(self.convolution, width * len(group)))
+            _Part(vector, group, copies, Sum(self.convolution, width * copies * len(group)))
             for vector, width in enumerate(self.block.panel)
             for group in self.block.column_groups(width)
+            for copies in [self.block.copies(width)]
         ]
         return sorted(parts, key=lambda part: (part.columns.stop, part.vector))
 
@@ -90,25 +93,25 @@ class Registers:
             width = self.block.panel[part.vector]
             for place, column in enumerate(part.columns):
                 value = part.sum.value
-                if len(part.columns) > 1:
+                if part.sum.lanes > width:
                     lanes = range(place * width, (place + 1) * width)
                     value = tirx.Shuffle([value], [tirx.const(lane, "int32") for lane in lanes])
                 yield column, self.offsets[part.vector], value
 
 
 class _Copies:
-    """Vectors of a panel, each once or twice over as registers hold them."""
+    """Vectors of a panel, each as many times over as registers hold them."""
 
     def __init__(self, vectors: Sequence[Expr]) -> None:
         self._vectors = vectors
-        self._twice: dict[int, Expr] = {}
+        self._repeated: dict[tuple[int, int], Expr] = {}
 
     def of(self, part: _Part) -> Expr:
         """The vector of the panel that belongs to `part`."""
-        vector = self._vectors[part.vector]
-        if len(part.columns) == 1:
+        vector, copies = self._vectors[part.vector], part.copies * len(part.columns)
+        if copies == 1:
             return vector
-        if part.vector not in self._twice:
-            lanes = [tirx.const(lane, "int32") for lane in range(2 * lanes_of(vector))]
-            self._twice[part.vector] = T.Bind(tirx.Shuffle([vector, vector], lanes))
-        return self._twice[part.vector]
+        key = part.vector, copies
+        if key not in self._repeated:
+            self._repeated[key] = T.Bind(repeated(vector, copies))
+        return self._repeated[key]

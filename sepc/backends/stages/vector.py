@@ -35,6 +35,11 @@ def broadcast(scalar: Expr, lanes: int) -> Expr:
     return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
 
 
+def repeated(vector: Expr, copies: int) -> Expr:
+    """The lanes of `vector` so many times over."""
+    return vector if copies == 1 else _shuffle([vector] * copies, range(copies * lanes_of(vector)))
+
+
 def ramp(base: Index, lanes: int, stride: int = 1) -> Expr:
     """Indices base, base+stride, … for `lanes` lanes."""
     return base if lanes == 1 else tirx.Ramp(base, stride, lanes)
@@ -97,6 +102,13 @@ class Operand:
             return broadcast(self.buffer[index], lanes)
         return self.buffer[ramp(index, lanes, stride)]
 
+    def load_each(self, position: Sequence[Index], count: int) -> list[Expr]:
+        """`count` neighbours along the last dimension as scalars; if there are several, out of one register."""
+        if count == 1:
+            return [self.load(position)]
+        vector = T.Bind(self.load(position, count))
+        return [_shuffle([vector], [lane]) for lane in range(count)]
+
     def load_float32(self, position: Sequence[Index], lanes: int = 1) -> Expr:
         """The same along the last dimension, converted to float32."""
         return cast(self.load(position, lanes), "float32")
@@ -157,11 +169,14 @@ def _shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
 
 
 class Accumulator:
-    """A vector register: a small local buffer that LLVM keeps in a register, as all its indices are constants."""
+    """A vector register: a small local buffer that LLVM keeps in a register, as all its indices are constants.
 
-    def __init__(self, lanes: int, dtype: str = "float32") -> None:
-        self.lanes = lanes
-        self._buffer = T.alloc_buffer((lanes,), dtype)
+    It may hold its `lanes` several times over (`copies`): see `sepc.cost_model.tiling.RegisterBlock.copies`.
+    """
+
+    def __init__(self, lanes: int, dtype: str = "float32", copies: int = 1) -> None:
+        self.lanes, self.copies = lanes, copies
+        self._buffer = T.alloc_buffer((lanes * copies,), dtype)
 
     @property
     def value(self) -> Expr:
@@ -170,7 +185,13 @@ class Accumulator:
 
     def set(self, value: Expr) -> None:
         """Replace the contents."""
-        T.buffer_store(self._buffer, value, [ramp(0, self.lanes)])
+        T.buffer_store(self._buffer, repeated(value, self.copies), [ramp(0, self.lanes * self.copies)])
+
+    def multiply_add(self, left: Expr, right: Expr) -> None:
+        """Add a product; the factors are scalars, to be broadcast, or have all lanes of all copies."""
+        every = ramp(0, self.lanes * self.copies)
+        left, right = (broadcast(one, self.lanes * self.copies) if lanes_of(one) == 1 else one for one in (left, right))
+        T.buffer_store(self._buffer, self._buffer[every] + left * right, [every])
 
     def sum(self) -> Expr:
         """All lanes added up, by halves, as a scalar. Overwrites the contents."""

@@ -280,6 +280,23 @@ BUILDERS: Mapping[str, Callable[[Job], Runner]] = {
 }
 
 
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+    "openvino": ("openvino", "onnx", "onnxscript"),
+    "xnnpack": ("executorch",),
+}
+"""The packages, by the names that they are imported and installed by, that a runner needs beyond those of sepc."""
+
+
+def why_missing(peer: str) -> str:
+    """What a runner needs that is not installed, and how to install it; empty if nothing is missing."""
+    missing = [name for name in NEEDS.get(peer, ()) if importlib.util.find_spec(name) is None]
+    if not missing:
+        return ""
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{', '.join(missing)} {verb} not installed; pip install {' '.join(missing)}"
+
+
 def _sequence(result: object) -> list[object]:
     assert isinstance(result, (list, tuple))
     return list(result)

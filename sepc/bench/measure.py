@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from benchmarks.peers import BUILDERS, NATIVE, UNRESTRICTED, Job, Runner
+from sepc.bench.peers import BUILDERS, NATIVE, UNRESTRICTED, Job, Runner
 
 TOLERANCE = 1e-4
 _TURN_S = 0.15
@@ -70,11 +70,13 @@ class PeerResult:
 
 @dataclass
 class ModelResult:
-    """All runners on one model, at one size, batch, number of threads and limit on instruction sets."""
+    """All runners on one model, for one number of threads and limit on instruction sets.
+
+    `inputs` are as ``1x3x224x224``, with types that are not float32, separated by commas; empty where not known.
+    """
 
     model: str
-    size: int
-    batch: int
+    inputs: str
     threads: int
     peers: dict[str, PeerResult]
     isa: str = NATIVE
@@ -114,6 +116,15 @@ def measure(
                 time.sleep(_PAUSE_S)
                 _take_turn(runner, results[peer], reference, turn_s)
     return results
+
+
+def inputs_text(inputs: Sequence[torch.Tensor]) -> str:
+    """Shapes, and types that are not float32, as `sepc-opt` takes them."""
+    texts = []
+    for one in inputs:
+        dtype = "" if one.dtype == torch.float32 else f":{str(one.dtype).removeprefix('torch.')}"
+        texts.append("x".join(map(str, one.shape)) + dtype)
+    return ", ".join(texts)
 
 
 def _run_reference(job: Job) -> list[torch.Tensor]:

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.measure import TOLERANCE, ModelResult, PeerResult
-from benchmarks.peers import NATIVE
+from sepc.bench.measure import TOLERANCE, ModelResult, PeerResult
+from sepc.bench.peers import NATIVE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,11 +67,11 @@ def latency_table(rows: Sequence[ModelResult], title: str) -> Table:
     """Medians in milliseconds, the fastest of each model in bold; wrong and unrestricted ones are marked and do not
     compete, those that obey a limit on instruction sets in part are marked.
     """
-    table = _table(title, ["size", "batch", *_peers(rows)])
+    table = _table(title, ["inputs", *_peers(rows)])
     for row in rows:
         best_ms = min((peer.median_ms for peer in row.peers.values() if peer.competes), default=math.nan)
         cells = [_latency_cell(row.peers.get(name), row.isa, best_ms) for name in _peers(rows)]
-        table.add_row(row.model, str(row.size), str(row.batch), *cells)
+        table.add_row(row.model, row.inputs or "–", *cells)
     return table
 
 
@@ -83,6 +83,15 @@ def _latency_cell(peer: PeerResult | None, isa: str, best_ms: float) -> Text:
     text = Text(f"{peer.median_ms:.2f}", style="bold" if peer.median_ms == best_ms else "")
     text.append(mark(peer, isa), style="yellow")
     return text if peer.is_right else text.append(" wrong", style="red")
+
+
+def summary(result: ModelResult) -> str:
+    """All medians in one line."""
+    parts = []
+    for name, peer in result.peers.items():
+        marks = ("" if peer.is_right else " WRONG") + mark(peer, result.isa)
+        parts.append(f"{name} {'failed' if peer.failure else f'{peer.median_ms:.2f} ms{marks}'}")
+    return ", ".join(parts)
 
 
 def ratio_table(rows: Sequence[ModelResult], title: str) -> Table:
