@@ -26,9 +26,7 @@ _FACTORIES = ("int", "float", "str", "bool", "list", "dict", "set", "tuple")
 
 
 def _name_return_types() -> None:
-    """Give the tuples that operators of PyTorch return, such as topk, names in texts of structures, where PyTorch (2.14)
-    gives them none.
-    """
+    """Give tuples that operators such as topk return names in texts of structures, where PyTorch (2.14) does not."""
     for kind in torch.return_types.all_return_types:
         known = pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
         if known is not None and known.serialized_type_name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
