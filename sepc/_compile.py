@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from sepc._clock import Clock
@@ -26,9 +26,7 @@ from sepc.frontend.arguments import captured_for
 from sepc.frontend.export import Captured, export
 from sepc.ir import region
 from sepc.ir.element import ElementName
-from sepc.runtime.cuda import CudaExecutable
-from sepc.runtime.executable import AnyExecutable
-from sepc.runtime.gpu import Resources
+from sepc.report.regions import region_report
 from sepc.runtime.report import RegionReport
 from sepc.runtime.signature import Signature
 from sepc.runtime.specialization import Description, Specialization
@@ -264,7 +262,7 @@ def _compile(job: _Job, clock: Clock) -> Compiled:
         results=captured.results,
         threads=job.threads,
         optimize=job.optimize,
-        regions=tuple(_report(node, graph, executable) for node, graph in region.regions(graph_module)),
+        regions=tuple(region_report(node, graph, executable) for node, graph in region.regions(graph_module)),
     )
     lowered = Lowered(graph_module, records, assembled.functions, assembled.scratch)
     run_passes = partial(_run_passes, job)
@@ -319,29 +317,3 @@ def _observers(job: _Job) -> list[Observer]:
     from sepc.report.dump import Dump
 
     return [Dump(Path(job.dump_dir))]
-
-
-def _report(node: fx.Node, graph: fx.GraphModule, executable: AnyExecutable) -> RegionReport:
-    info, choice = region.info(node), node.meta.get("sepc_tiling")
-    names = tuple(str(inner.target).removeprefix("aten.") for inner in region.computations(graph))
-    cost = choice.cost if choice is not None and info.kernel == "sepc" else None
-    return RegionReport(
-        name=node.name,
-        kind=info.kind,
-        ops=names,
-        kernel=info.kernel,
-        reason=info.reason,
-        tiling=str(choice.tiling) if choice is not None and cost is not None else "",
-        predicted_us=cost.time_us if cost is not None else 0.0,
-        bottleneck=cost.bottleneck if cost is not None else "",
-        bytes_moved=region.bytes_moved(node, graph),
-        flops=cost.flops if cost is not None else 0,
-        symbols=executable.program.symbols[node.name],
-        resources=_resources(executable, node.name),
-    )
-
-
-def _resources(executable: AnyExecutable, region_name: str) -> tuple[Resources, ...]:
-    """What the kernels of a region take, where that is known."""
-    known = executable.resources if isinstance(executable, CudaExecutable) else {}
-    return tuple(known[symbol] for symbol in executable.program.symbols[region_name] if symbol in known)
