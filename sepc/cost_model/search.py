@@ -224,8 +224,10 @@ def _dense_blocks(conv: Convolution, machine: Machine, narrow: Narrow) -> Iterat
             block = DenseTiling(columns, panel, max(1, conv.out_height), repeat, panel_count, narrow)
             yield block
             # Where multiply-adds take an element of a register anyway, that may come with its neighbours. Of several
-            # columns registers run out: LLVM unrolls short loops, and loads the inputs of all steps first.
-            if columns == 1 and conv.group_in >= lanes and not machine.has_memory_operands:
+            # columns registers run out: LLVM unrolls short loops, and loads the inputs of all steps first. And of one,
+            # the widest panel has the fewest loads for a multiply-add.
+            by_element = not machine.has_memory_operands and conv.group_in >= lanes
+            if by_element and columns == 1 and sum(panel) == max(map(sum, panels)):
                 yield replace(block, step_channels=lanes)
 
 
