@@ -4,13 +4,14 @@
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST_ARGS ?= -q
+SOAK_MINUTES ?= 30
 BENCH_ARGS ?= mobilenetv1_100 mobilenetv2_100 efficientnet_lite0 --threads 1 2
 
 IN_VENV := $(VENV)/bin/
 # One stamp for every set of extras: it is older than pyproject.toml when the requirements have changed.
 INSTALLED = $(VENV)/.installed-
 
-.PHONY: help demo test lint bench docs images clean
+.PHONY: help demo test lint bench soak docs images clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +19,7 @@ help:
 	@echo 'make test   lint, and run all tests'
 	@echo 'make lint   ruff and mypy'
 	@echo 'make bench  compare with other runtimes; BENCH_ARGS="MODEL... [options]"'
+	@echo 'make soak   try to break it for SOAK_MINUTES=30, and write the counts to docs/reliability.md'
 	@echo 'make docs   build the documentation, into docs/build'
 	@echo 'make images make the pictures of the documentation anew; needs Graphviz and Chromium'
 	@echo 'make clean  remove what these made, except the environment $(VENV)'
@@ -38,6 +40,8 @@ lint: $(INSTALLED)test
 bench: $(INSTALLED)bench
 	$(IN_VENV)python -m benchmarks.compare $(BENCH_ARGS)
 
+soak: $(INSTALLED)test
+	$(IN_VENV)python -m tests.soak --minutes $(SOAK_MINUTES) --report docs/reliability.md
 # A warning, such as of a broken link, is an error.
 docs: $(INSTALLED)docs
 	$(IN_VENV)python -m sphinx --fail-on-warning --keep-going --quiet docs docs/build

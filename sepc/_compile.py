@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from sepc._clock import Clock
+from sepc._lowered import Lowered, load_backend
 from sepc.cache import Cache
 from sepc.cache_key import cache_key
 from sepc.compiled import DEFAULT_SHAPE_LIMIT, CompiledModel
 from sepc.cost_model.chain import Objective
-from sepc.errors import BuildError, InputError, KernelError, TargetError
+from sepc.errors import InputError, KernelError, TargetError
 from sepc.fallback import hand_over, unbuilt_regions
 from sepc.frontend.arguments import captured_for
 from sepc.frontend.export import Captured, export
@@ -33,7 +34,6 @@ from sepc.target import Target
 
 if TYPE_CHECKING:
     from sepc._remote import Remote
-    from sepc.bundle.bundle import Bundle
     from sepc.passes.manager import PassRecord
     from sepc.passes.observers import Observer
     from sepc.report.explanation import Explanation
@@ -79,8 +79,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
 
     Raises:
         TargetError: the target is unknown, or does not compute in that type. ModelError: the model cannot be compiled.
-        InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed. DeviceError, at a
-        call: the runner is lost. PassError: there is a bug in a pass; it names a directory with what shows it.
+        InputError: an input does not fit. BuildError: TVM or the C compiler is missing or failed. DeviceError: the
+        runner is lost, at a call. PassError: there is a bug in a pass; it names a directory with what shows it.
     """
     if num_threads is not None and num_threads < 1:
         raise InputError(f"num_threads is {num_threads}", fix="give a positive number of threads, or none")
@@ -149,42 +149,6 @@ def _alone() -> Iterator[None]:
 
     with compile_lock, torch.autocast("cpu", enabled=False):
         yield
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """What the compiler knows of a specialisation beyond what it takes to run it.
-
-    Attributes:
-        graph_module: the optimised graph. passes: what each pass did.
-        functions: PrimFuncs of the kernels, by symbol.
-        scratch: of each region that has scratch in the arena its offset and size in bytes, by the region's name.
-    """
-
-    graph_module: fx.GraphModule
-    passes: Sequence[PassRecord]
-    functions: Mapping[str, Any]
-    scratch: Mapping[str, tuple[int, int]]
-
-    def source(self, symbol: str, form: str, target: Target) -> str:
-        """The code of a kernel in a form that there is for `target`: see `CompiledModel.source`."""
-        return str(_backend().source_of(self.functions[symbol], form, target))
-
-    def cuda_source(self) -> str:
-        """All kernels of a GPU as one file of CUDA C."""
-        return str(_backend().gpu_source_of(self.functions, "cuda"))
-
-    def cubin(self, source: str, architecture: str) -> bytes:
-        """Machine code of `source` for an architecture of NVIDIA's."""
-        return bytes(_backend().compile_cuda(source, architecture).code)
-
-    def objects(self, target: Target, prefix: str) -> bytes:
-        """All kernels as one object file, with `prefix` and an underscore in front of their symbols."""
-        return bytes(_backend().compile_module(self.functions, target, prefix))
-
-    def library(self, bundle: Bundle, target: Target) -> bytes:
-        """A shared library of a bundle with these kernels."""
-        return bytes(_backend().shared_library(bundle, target))
 
 
 @dataclass(frozen=True)
@@ -272,7 +236,7 @@ def specialize(
 
 def _compile(job: _Job, clock: Clock) -> Compiled:
     """A specialisation from scratch."""
-    backend, target = _backend(), job.target
+    backend, target = load_backend(), job.target
     clock.lap("imports")
     captured, order, records = _optimized(job, clock)
     graph_module = captured.graph_module
@@ -310,7 +274,8 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
     captured, _, records = _optimized(job, Clock())
     graph_module = captured.graph_module
     on_host = {one.name for one in regions if one.kernel == "torch"}
-    assembled = _backend().assemble(graph_module, _backend().lowering(job.target), job.threads, on_host)
+    backend = load_backend()
+    assembled = backend.assemble(graph_module, backend.lowering(job.target), job.threads, on_host)
     reasons = {one.name: one.reason for one in regions}
     for node, _ in region.regions(graph_module):
         if node.name in on_host:  # As was found out by running it, when it was compiled.
@@ -320,7 +285,8 @@ def _lower_again(job: _Job, regions: Sequence[RegionReport]) -> Lowered:
 
 @_alone()
 def _run_passes(job: _Job, observers: Sequence[Observer]) -> None:
-    _optimized(job, Clock(), observers)
+    # Whoever looks on now is nobody of those who did at first.
+    _optimized(replace(job, dump_dir=None), Clock(), observers)
 
 
 def _optimized(
@@ -351,31 +317,3 @@ def _observers(job: _Job) -> list[Observer]:
     from sepc.report.dump import Dump
 
     return [Dump(Path(job.dump_dir))]
-
-
-class _Backend:
-    """The backend's entry points."""
-
-    def __init__(self) -> None:
-        from sepc.backends.build import build, compile_module, lowering_for, source_of
-        from sepc.backends.check import wrong_regions
-        from sepc.backends.gpu.nvcc import compile_source
-        from sepc.backends.gpu.source import source_of as gpu_source_of
-        from sepc.backends.library import shared_library
-        from sepc.backends.program import assemble
-
-        self.lowering, self.assemble, self.build, self.wrong_regions = lowering_for, assemble, build, wrong_regions
-        self.source_of, self.compile_module, self.shared_library = source_of, compile_module, shared_library
-        self.gpu_source_of, self.compile_cuda = gpu_source_of, compile_source
-
-
-def _backend() -> _Backend:
-    """The backend, imported late: TVM takes two seconds to load."""
-    try:
-        return _Backend()
-    except ImportError as error:
-        raise BuildError(
-            "TVM cannot be imported",
-            why=str(error),
-            fix="pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'",
-        ) from error

@@ -206,10 +206,17 @@ class Cache:
         return self.directory / f"{key}{_SUFFIX}"
 
     def _entries(self) -> Iterator[Entry]:
-        for path in self.directory.glob(f"*{_SUFFIX}"):
+        for path in self._files():
             with suppress(FileNotFoundError):  # Another process is at it, too.
-                status = path.stat()
-                yield Entry(path, path.name.removesuffix(_SUFFIX), status.st_size, status.st_mtime)
+                if path.suffix == _SUFFIX:
+                    status = path.stat()
+                    yield Entry(path, path.stem, status.st_size, status.st_mtime)
+
+    def _files(self) -> list[Path]:
+        try:
+            return list(self.directory.iterdir())
+        except FileNotFoundError:
+            return []
 
     def _shrink(self) -> None:
         """Delete the least recently used entries beyond the size, and what killed processes have left."""
@@ -233,7 +240,7 @@ class Cache:
 
     def _delete_if(self, is_to_go: Callable[[str], bool]) -> None:
         """Delete the files with names that are to go."""
-        for path in self.directory.glob("*"):
+        for path in self._files():
             with suppress(FileNotFoundError):
                 if is_to_go(path.name):
                     _delete(path)

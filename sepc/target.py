@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sepc.cost_model.calibration import with_stored
 from sepc.cost_model.cpus import ARM, CPUS, FAMILIES, X86, Family
 from sepc.cost_model.detect import HostCpu, describe_host, host_cpu
-from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.cost_model.gpu_tiling import VECTOR
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
 from sepc.cost_model.gpus import CUDA, CUDA_ARCHITECTURES, GPU_NAMES, OPENCL, capability, named_gpu
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.x86_cpus import FEATURES_LINUX_HIDES, X86_CPUS_TOO_OLD
@@ -123,7 +122,7 @@ class Target:
 
     @property
     def has_float16(self) -> bool:
-        """Whether it has arithmetic on vectors of float16 that sepc has kernels for: that of Armv8.2."""
+        """Whether it has arithmetic on vectors of float16 that sepc has kernels for, which is that of Armv8.2."""
         cpu = CPUS[self.llvm_cpu]
         return (
             self.gpu is None

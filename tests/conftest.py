@@ -35,6 +35,18 @@ def _deterministic(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Turns the cache of compiled models on, in a place of this test's own; entries are in this directory."""
+    from sepc.cache_key import SOURCES_DIGEST
+
+    monkeypatch.setenv("SEPC_CACHE", "1")
+    monkeypatch.setenv("SEPC_CACHE_DIR", str(tmp_path))
+    # Others may edit sepc while its tests run.
+    monkeypatch.setattr("sepc.cache.read_sources_digest", lambda: SOURCES_DIGEST)
+    return tmp_path / "models"
+
+
+@pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Compares a text with tests/golden/<name>.txt, or writes that file with --update-golden."""
 

@@ -82,7 +82,7 @@ def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path
         except Exception as error:  # TVM raises whatever its passes stumble over.
             reasons[symbol] = _last_line(error)
         else:
-            _write_object(module, path)
+            path.write_bytes(_object_bytes(module))
         return path
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -103,15 +103,12 @@ def compile_module(kernels: Mapping[str, Expr], target: Target, prefix: str) -> 
     if not named:
         return b""
     module = tvm.IRModule({name: one.with_attr("global_symbol", name) for name, one in named.items()})
-    with _build_directory() as directory:
-        path = directory / "kernels.o"
-        try:
-            with waiting("kernels"):
-                executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
-        except Exception as error:  # As above.
-            raise BuildError("The kernels could not be compiled", why=_last_line(error)) from error
-        _write_object(executable.mod, path)
-        return path.read_bytes()
+    try:
+        with waiting("kernels"):
+            executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
+        return _object_bytes(executable.mod)
+    except Exception as error:  # As above.
+        raise BuildError("The kernels could not be compiled", why=_last_line(error)) from error
 
 
 @contextmanager
@@ -129,12 +126,19 @@ def _build_directory() -> Iterator[Path]:
         ) from error
 
 
-def _write_object(module: Expr, path: Path) -> None:
-    """Write a module of TVM as an object file; raises OSError if that is not whole."""
+def _object_bytes(module: Expr) -> bytes:
+    """A module of TVM as the content of an object file.
+
+    By way of memory: where a disk is full, LLVM would end the process.
+    """
+    file = os.memfd_create("sepc")
     try:
-        module.write_to_file(str(path), "o")
-    except Exception as error:  # Whatever TVM makes of what the system says.
-        raise OSError(_last_line(error)) from error
+        module.write_to_file(f"/proc/self/fd/{file}", "o")
+        with os.fdopen(os.dup(file), "rb") as content:
+            content.seek(0)
+            return content.read()
+    finally:
+        os.close(file)
 
 
 def _last_line(error: Exception) -> str:

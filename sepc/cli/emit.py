@@ -65,8 +65,9 @@ def _dot(captured: Captured, _: Given, output: Path | None) -> None:
 
 def _svg(captured: Captured, _: Given, output: Path | None) -> None:
     from sepc.report.dot import graph_to_dot
+    from sepc.report.visualize import render
 
-    write(graph_to_dot(captured.graph_module).pipe(format="svg", encoding="utf-8"), output)
+    write(render(graph_to_dot(captured.graph_module), "svg").decode(), output)
 
 
 def _pt2(captured: Captured, given: Given, output: Path | None) -> None:

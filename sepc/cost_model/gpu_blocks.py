@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.cost_model.gpu_tiling import VECTOR, GpuLink, Tile, is_dense, read_extent
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
+from sepc.cost_model.gpu_tiling import GpuLink, Tile, is_dense, read_extent
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 from sepc.cost_model.machine import GPU_PREFIXES, descriptions, malformed, read_description
+
+VECTOR: Final = 4
+"""Channels of a vector: a float4, the widest that a thread loads or stores at once."""
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,8 @@ from typing import Final, NamedTuple
 
 from sepc.cost_model.gpu_blocks import registers_of
 from sepc.cost_model.gpu_latency import GpuProblem
-from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.cost_model.gpu_tiling import (
-    VECTOR,
-    GpuLink,
-    GpuTiling,
-    Tile,
-    is_dense,
-    is_depthwise,
-    link_tiles,
-    shared_bytes,
-)
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
+from sepc.cost_model.gpu_tiling import GpuLink, GpuTiling, Tile, is_dense, is_depthwise, link_tiles, shared_bytes
 from sepc.cost_model.gpu_traffic import Links
 from sepc.cost_model.search import Choice
 from sepc.ir.arithmetic import ceil_div

@@ -12,8 +12,7 @@ from typing import Final
 
 from sepc.cost_model.gpu_blocks import MISS_CYCLES, SCHEDULERS, BlockWork
 from sepc.cost_model.gpu_latency import Grid, Moved
-from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.cost_model.gpu_tiling import VECTOR
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
 from sepc.cost_model.latency import Cost, in_sequence
 from sepc.cost_model.loops import Footprint, streamed_footprint
 from sepc.cost_model.search import Choice, require_work

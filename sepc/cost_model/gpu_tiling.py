@@ -26,13 +26,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from sepc.cost_model.gpu_machine import VECTOR
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
-
-VECTOR: Final = 4
-"""Channels of a vector: a float4, the widest that a thread loads or stores at once."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _PROGRAM = """\
 
 inputs = ({inputs})  # random
 {constants}
-graph_module = build(forward, inputs, constants)
+graph_module = rebuild.build(forward, inputs, constants)
 
 if __name__ == "__main__":
     print(graph_module(*inputs))
@@ -53,7 +53,7 @@ def script(
         title=title,
         imports="\n".join(_imports(namespaces, constant is not None)),
         namespaces="\n".join(f"{name} = torch.ops.{name}" for name in namespaces),
-        forward=print_graph(graph_module, sources=sources, decorator="region"),
+        forward=print_graph(graph_module, sources=sources, decorator="rebuild.region"),
         inputs=" ".join(inputs),
         constants="\n".join(_constant_lines(graph_module, constant)),
     )
@@ -66,7 +66,7 @@ def _imports(namespaces: list[str], has_files: bool) -> Iterator[str]:
     # Operators outside of PyTorch are there once the package of that name is imported, as torchvision's are.
     packages = (name for name in namespaces if name != "aten" and importlib.util.find_spec(name) is not None)
     yield from (f"import {name}  # for its operators" for name in packages)
-    yield "\nfrom sepc.ir.rebuild import build, region, stand_in"
+    yield "\nfrom sepc.ir import rebuild"
 
 
 def _constant_lines(graph_module: fx.GraphModule, constant: Constant | None) -> Iterator[str]:
@@ -101,4 +101,4 @@ def _operators(graph_module: fx.GraphModule) -> Iterator[str]:
 
 def _stand_in(value: torch.Tensor) -> str:
     strides = "" if value.is_contiguous() else f", strides={list(value.stride())}"
-    return f"stand_in({str(value.dtype).removeprefix('torch.')!r}, {list(value.shape)}{strides})"
+    return f"rebuild.stand_in({str(value.dtype).removeprefix('torch.')!r}, {list(value.shape)}{strides})"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import graphviz
 import jinja2
 import torch
 from torch import fx
@@ -21,6 +20,7 @@ from sepc.errors import InputError
 from sepc.ir.script import script
 from sepc.passes.observers import TextObserver
 from sepc.report.dot import graph_to_dot
+from sepc.report.visualize import GraphvizMissingError, render
 
 if TYPE_CHECKING:
     from sepc.passes.manager import Pass, PassRecord
@@ -136,8 +136,8 @@ class Dump(TextObserver):
         files = {".py": script(graph_module, title, self._constant)}
         digraph = graph_to_dot(graph_module)
         files[".dot"] = digraph.source
-        with suppress(graphviz.ExecutableNotFound):  # Else there is the source, for another machine.
-            files[".svg"] = digraph.pipe(format="svg", encoding="utf-8")
+        with suppress(GraphvizMissingError):  # Else there is the source, for another machine.
+            files[".svg"] = render(digraph, "svg").decode()
         for suffix, text in files.items():
             (self.directory / f"{stem}{suffix}").write_text(text, encoding="utf-8")
             yield f"{stem}{suffix}"

@@ -196,7 +196,7 @@ class Explanation:
 
     @property
     def us_by_bottleneck(self) -> dict[str, float]:
-        """Where the predicted time goes: microseconds of the regions by what bounds them, the longest first."""
+        """Where the predicted time goes, as microseconds of the regions by what bounds them, the longest first."""
         times: dict[str, float] = {}
         for one in self.regions:
             if one.bottleneck:

@@ -10,13 +10,15 @@ import difflib
 import gzip
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 from markupsafe import Markup
 
 from sepc.cost_model.roofline import Roofline
+from sepc.progress import progress
 from sepc.report.cost_plots import caption
 from sepc.report.dot import link
 from sepc.report.explanation import WHO, Explanation, RegionExplanation
@@ -28,6 +30,9 @@ from sepc.report.plots import KINDS, MatplotlibMissingError, inline_svg
 from sepc.report.snapshot import compare
 from sepc.report.visualize import GraphvizMissingError
 from sepc.report.words import bytes_text, flops_text, percent, short_op, short_source, short_sources, time_text
+
+if TYPE_CHECKING:
+    from sepc.passes.manager import Note
 
 TEMPLATE: Final = "report.html.jinja"
 CONTEXT_LINES: Final = 2
@@ -66,7 +71,10 @@ def _plots(explanation: Explanation) -> tuple[list[tuple[str, str, Markup]], str
     """The pictures of costs with their names and captions; or why there are none."""
     try:
         # They are made here and hold no text that is not escaped.
-        return [(kind, caption(explanation, kind), Markup(inline_svg(explanation, kind))) for kind in KINDS], ""
+        return [
+            (kind, caption(explanation, kind), Markup(inline_svg(explanation, kind)))
+            for kind in progress(KINDS, "pictures")
+        ], ""
     except MatplotlibMissingError as error:
         return [], f"{error.what}; {error.fix}."
 
@@ -79,19 +87,38 @@ def _data(explanation: Explanation) -> tuple[dict[str, Any], str]:
     missing = ""
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Graphviz is a process for each.
-            graphs = list(pool.map(_graph, [None, *steps[:-1]], steps))
+            graphs = list(progress(pool.map(_graph, [None, *steps[:-1]], steps), "graphs", len(steps)))
     except GraphvizMissingError as error:
         graphs, missing = [], f"{error.what}; {error.fix}."
+    inside = {one.name: {one.name} for one in explanation.regions}
+    for node in final.nodes:
+        inside.get(node.region, set()).add(node.name)
     regions = {
         one.name: {
             "rows": _rows(one, explanation.roofline),
             "ops": list(map(short_op, one.ops)),
             "sources": [(short_source(source), link(source)) for source in one.sources],
+            "decisions": [_decision(note) for note in explanation.decisions if _is_about(note, one, inside[one.name])],
             "kernel": explanation.source(one.name) if explanation.has_source(one.name) else "",
         }
-        for one in explanation.regions
+        for one in progress(explanation.regions, "sources")
     }
     return {"graphs": graphs, "regions": regions}, missing
+
+
+def _is_about(note: Note, region: RegionExplanation, names: set[str]) -> bool:
+    """Whether a decision is about a region, or its operators, or made it."""
+    return not names.isdisjoint(note.nodes) or region.name in re.findall(r"\w+", note.message)
+
+
+def _decision(note: Note) -> tuple[bool, str]:
+    """Whether it was taken, and what it is."""
+    times = (
+        ""
+        if note.before_us is None or note.after_us is None
+        else f"; {time_text(note.before_us)} without, {time_text(note.after_us)} with it"
+    )
+    return note.taken, f"{note.pass_name}: {note.message}{times}"
 
 
 def _graph(before: Step | None, after: Step) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def visualize(
         try:
             path.write_bytes(render(digraph, picture_format))
         except GraphvizMissingError:
-            logger.warning("Written as %s: there is no program 'dot'; %s", path.with_suffix(".dot"), INSTALL)
+            logger.warning("Written as %s, since Graphviz is not installed: %s", path.with_suffix(".dot"), INSTALL)
         else:
             return path
     written = path.with_suffix(".dot")
@@ -79,7 +79,7 @@ def render(digraph: graphviz.Digraph, picture_format: str) -> bytes:
     try:
         return bytes(digraph.pipe(format=picture_format))
     except graphviz.ExecutableNotFound as error:
-        raise GraphvizMissingError("There is no program 'dot' to draw with", fix=INSTALL) from error
+        raise GraphvizMissingError("Graphviz is not installed", why="there is no program `dot`", fix=INSTALL) from error
     except subprocess.CalledProcessError as error:
         why = str(error.stderr or error).partition("\n")[0]
         raise SepcError("Graphviz cannot draw the graph", why=why, fix="write it as .dot, and report it") from error

@@ -25,6 +25,19 @@ _NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.m
 _FACTORIES = ("int", "float", "str", "bool", "list", "dict", "set", "tuple")
 
 
+def _name_return_types() -> None:
+    """Give tuples that operators such as topk return names in texts of structures, where PyTorch (2.14) does not."""
+    for kind in torch.return_types.all_return_types:
+        known = pytree.SUPPORTED_SERIALIZED_TYPES.get(kind)
+        if known is not None and known.serialized_type_name == pytree.NO_SERIALIZED_TYPE_NAME_FOUND:
+            name = f"torch.return_types.{kind.__name__}"
+            pytree.SUPPORTED_SERIALIZED_TYPES[kind] = known._replace(serialized_type_name=name)
+            pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE[name] = kind
+
+
+_name_return_types()
+
+
 class Encoder(RecordEncoder):
     """Makes JSON of dataclasses; `tensors` gathers the bytes of the tensors in them."""
 

@@ -59,7 +59,7 @@ class Model(ABC):
 
     @property
     def arena_bytes(self) -> int:
-        """Memory for intermediate values and the kernels' scratch, in bytes: the peak of a call beside its results."""
+        """Bytes of memory for intermediate values and the kernels' scratch, the peak of a call beside its results."""
         return self._current().executable.program.arena_bytes
 
     def profile(self, *args: Any, repeats: int = 50, **kwargs: Any) -> Profile:
@@ -144,20 +144,20 @@ class LoadedModel(Model):
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """A file does not hold the graph: raises SepcError."""
+        """Raises SepcError, as a file does not hold the graph."""
         self._refuse("the optimised graph")
 
     @property
     def compile_times(self) -> Mapping[str, float]:
-        """A file does not hold these: raises SepcError."""
+        """Raises SepcError, as a file does not hold these."""
         self._refuse("the times of its compilation")
 
     def source(self, region: RegionReport | str, form: str = "tirx") -> str:
-        """A file does not hold sources: raises SepcError."""
+        """Raises SepcError, as a file does not hold sources."""
         self._refuse("the source of its kernels")
 
     def explain(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """A file does not hold what was decided: raises SepcError."""
+        """Raises SepcError, as a file does not hold what was decided."""
         self._refuse("why it became what it is")
 
     def _refuse(self, what: str) -> NoReturn:

@@ -10,6 +10,8 @@ from typing import Any, Final
 import torch
 from torch.utils import _pytree as pytree
 
+from sepc.errors import InputError
+
 CPU: Final = "cpu"
 
 
@@ -107,8 +109,12 @@ def _key(leaf: Any, device: str) -> Any:
 def dense(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor`, without its gradient, if it is contiguous or channels-last, else a contiguous copy.
 
-    Its memory holds its values: PyTorch may put off negating and conjugating them.
+    Its memory holds its values: PyTorch may put off negating and conjugating them. Raises InputError for one without
+    strides, as sparse ones are.
     """
+    if tensor.layout is not torch.strided:
+        kind = str(tensor.layout).removeprefix("torch.")
+        raise InputError(f"An input is {kind}", where=f"of shape {tuple(tensor.shape)}", fix="pass x.to_dense()")
     tensor = tensor.detach() if tensor.requires_grad else tensor
     if tensor.is_neg() or tensor.is_conj():
         tensor = tensor.resolve_neg().resolve_conj()

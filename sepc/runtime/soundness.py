@@ -11,14 +11,15 @@ from sepc.runtime.specialization import Description
 
 # One tensor of 2**48 bytes is more than any host has; beyond, sums of sizes might not be what they seem.
 _MOST_BYTES = 1 << 48
+_MOST_THREADS = 1 << 12
 
 
 def require_sound(description: Description, program: Program, constants_bytes: int) -> None:
     """Nothing, if `program` fits its description and its `constants_bytes` of constants; else raises ValueError."""
     if program.constants_bytes != constants_bytes:
         raise ValueError(f"the program wants {program.constants_bytes} bytes of constants, and has {constants_bytes}")
-    if description.threads < 1:
-        raise ValueError("a program is for no thread")
+    if not 1 <= description.threads <= _MOST_THREADS:
+        raise ValueError(f"a program is for {description.threads} threads")
     storages = [*program.inputs, *program.storages]
     sizes = [program.arena_bytes, constants_bytes, *(one.elements * one.dtype.itemsize for one in storages)]
     if not all(0 <= size < _MOST_BYTES for size in sizes):
@@ -65,7 +66,7 @@ def _require_calls(program: Program) -> None:
             calls.extend(step)
         else:
             raise ValueError("a segment has no kernel")
-    if [call.number for call in calls] != list(range(program.number_of_calls)):
+    if program.number_of_calls != len(calls) or any(call.number != place for place, call in enumerate(calls)):
         raise ValueError("calls are not numbered in their order")
     if not all(0 <= first <= end <= len(calls) for first, end in program.calls.values()):
         raise ValueError("a region has calls that there are not")

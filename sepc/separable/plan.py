@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from sepc.errors import ArtifactError, InputError
@@ -17,7 +19,7 @@ from sepc.separable.forms import FORMS
 from sepc.separable.geometry import Geometry
 from sepc.separable.layers import module_at
 
-FORMAT: Final = "sepc-plan-2"
+FORMAT: Final = "sepc-plan-3"
 
 
 @dataclass(frozen=True)
@@ -76,19 +78,30 @@ class Plan:
         return Plan(layers, rest)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a file."""
-        rows = {name: _fields(one) for name, one in self.layers.items()}
-        torch.save({"format": FORMAT, "layers": rows, "weights": dict(self.weights)}, path)
+        """Write the plan to a file of safetensors, which holds tensors and text, and no code."""
+        tensors = {f"{_WEIGHT}{name}": value for name, value in self.weights.items()}
+        rows = {}
+        for name, one in self.layers.items():
+            rows[name] = {"form": one.form, "rank": one.rank, "error": one.error, "factors": len(one.factors)}
+            tensors |= {_factor(name, index): factor for index, factor in enumerate(one.factors)}
+            if one.bias is not None:
+                tensors[_bias(name)] = one.bias
+        # Copies, as no two tensors of such a file may share memory.
+        copies = {name: one.detach().cpu().contiguous().clone() for name, one in tensors.items()}
+        save_file(copies, path, metadata={"format": FORMAT, "layers": json.dumps(rows)})
 
     @staticmethod
     def load(path: str | Path) -> Plan:
         """Read a plan from a file; raises ArtifactError if it holds none."""
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']!r}, not {FORMAT!r}")
-            layers = {name: Replacement(**row) for name, row in content["layers"].items()}
-            return Plan(layers, dict(content["weights"]))
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- it is no mapping
+            if about.get("format") != FORMAT:
+                raise ValueError(f"its format is {about.get('format')!r}, not {FORMAT!r}")
+            layers = {name: _replacement(name, row, tensors) for name, row in json.loads(about["layers"]).items()}
+            own = {name.removeprefix(_WEIGHT): one for name, one in tensors.items() if name.startswith(_WEIGHT)}
+            return Plan(layers, own)
         except FileNotFoundError:
             raise
         except _UNREADABLE as error:
@@ -96,15 +109,26 @@ class Plan:
             raise ArtifactError("This file holds no plan", where=str(path), why=why) from error
 
 
-# What torch.load, and making a plan of what it finds, raise for files of something else.
+_WEIGHT: Final = "weight:"
+# What reading a file, and making a plan of what it holds, raise for files of something else.
 _UNREADABLE: Final = (
-    *(UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError),
+    *(SafetensorError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, OSError, MemoryError),
 )
 
 
-def _fields(replacement: Replacement) -> dict[str, Any]:
-    names = ("form", "rank", "factors", "bias", "error")
-    return {name: getattr(replacement, name) for name in names}
+def _factor(layer: str, index: int) -> str:
+    return f"factor {index}:{layer}"
+
+
+def _bias(layer: str) -> str:
+    return f"bias:{layer}"
+
+
+def _replacement(layer: str, row: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> Replacement:
+    factors = tuple(tensors[_factor(layer, index)] for index in range(min(row["factors"], len(tensors))))
+    if row["form"] not in FORMS or type(row["rank"]) is not int:
+        raise ValueError(f"there is no form {row['form']!r} of rank {row['rank']!r}")
+    return Replacement(row["form"], row["rank"], factors, tensors.get(_bias(layer)), float(row["error"]))
 
 
 def _with_weights(path: str, replacement: Replacement, parameters: dict[str, torch.Tensor]) -> Replacement:

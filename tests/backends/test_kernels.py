@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -16,9 +16,8 @@ from torch import nn
 from torch.nn import functional
 
 import sepc
-from sepc.cost_model import interleaved, search
-from sepc.cost_model.tiling import LaneTiling, Tiling
-from sepc.passes import choose_tiling
+from sepc.cost_model.tiling import LaneTiling
+from tests.tilings import any_tiling, tilings
 
 TOLERANCE = 1e-4
 SETTINGS = settings(
@@ -217,34 +216,6 @@ def test_transposed_convolutions_whose_phases_lack_taps_give_the_bias_there() ->
     module = nn.ConvTranspose2d(8, 20, (1, 2), (3, 3), dilation=(1, 3)).eval()
     result, reference = sepc.compile(module)(x), module(x).detach()
     torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4, equal_nan=True)
-
-
-@contextmanager
-def any_tiling(seed: int) -> Iterator[None]:
-    """Tilings are drawn at random from all that are legal."""
-    with tilings(random.Random(seed).choice):
-        yield
-
-
-@contextmanager
-def tilings(draw: Callable[[list[Tiling]], Tiling]) -> Iterator[None]:
-    """Tilings are those that `draw` gives of all that are legal, where they are of a kind that is legal."""
-
-    def choose(
-        stage: search.Stage, machine: search.Machine, threads: int, *, mixing: search.Mixing = "pixels", **costs: int
-    ) -> search.Choice:
-        candidates = search.candidates(stage, machine, threads, mixing=mixing)
-        tiling = draw(candidates)
-        if type(tiling) not in map(type, candidates):
-            tiling = candidates[0]
-        return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose_tiling, "choose", choose)
-        patch.setattr(interleaved, "choose", choose)
-        patch.setattr(choose_tiling, "choose_interleaved", interleaved.choose_interleaved.__wrapped__)
-        patch.setattr(search, "LEAST_HALF_PIXELS", 1)
-        yield
 
 
 @pytest.mark.parametrize("seed", range(3))

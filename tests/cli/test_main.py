@@ -11,21 +11,17 @@ import torch
 from torch import nn
 
 import sepc
-from sepc import cache_key
 from sepc.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def directory(own_cache: Path) -> Path:
     """A cache of this test's own, with two models in it."""
-    monkeypatch.setenv("SEPC_CACHE", "1")
-    monkeypatch.setenv("SEPC_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("sepc.cache.read_sources_digest", lambda: cache_key.SOURCES_DIGEST)
     for size in (3, 4):
         sepc.compile(nn.ReLU().eval(), example_inputs=(torch.randn(size),))
-    return tmp_path / "models"
+    return own_cache
 
 
 def test_status_tells_what_there_is(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

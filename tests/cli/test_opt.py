@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,25 @@ def test_a_picture_is_written(net: Path, tmp_path: Path, emit: str, start: str) 
     path = tmp_path / "out" / f"graph.{emit}"
     assert main([f"{net}:make", f"--emit={emit}", "-o", str(path)]) == 0
     assert path.read_text().startswith(start)
+
+
+def test_without_graphviz_a_picture_is_refused_with_what_to_install(
+    net: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main([f"{net}:make", "--passes=group", "--emit=svg"]) == 1
+    assert "Graphviz is not installed" in capsys.readouterr().err
+
+
+def test_results_are_compared_after_each_pass_unless_that_is_turned_off(
+    net: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [f"{net}:make", "--timing", "--stop-after", "fold-batch-norm"]
+    differs = re.compile(r"^fold-batch-norm .* \d\.\de[+-]\d\d$", re.MULTILINE)
+    assert main(command) == 0
+    assert differs.search(capsys.readouterr().out)
+    assert main([*command, "--no-verify-each"]) == 0
+    assert not differs.search(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("emit", "expected"), [("tirx", "@T.prim_func"), ("llvm", "define "), ("asm", "fmla\tv")])

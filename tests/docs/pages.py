@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
 PAGES: Final = sorted((ROOT / "docs").glob("*.md"))
 # Inline code that begins so is a command as well.
-_COMMAND: Final = re.compile(r"(?:sepc-\w+|python (?:-m|examples)|make|pip install) ?\S")
+_COMMAND: Final = re.compile(r"(?:sepc-\w+|sepc cache|python (?:-m|examples)|make|pip install) ?\S")
 _PLACEHOLDERS: Final = ("…", "...")
 
 

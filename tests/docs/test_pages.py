@@ -35,18 +35,68 @@ PROGRAMS: Final = [one for one in map(program, PAGES) if one.steps]
     [pytest.param(one, id=one.page.stem, marks=[pytest.mark.slow] if one.is_slow else []) for one in PROGRAMS],
 )
 def test_what_a_page_shows_runs_and_prints_what_it_says(page: Program, tmp_path: Path) -> None:
+    assert not differences(page, tmp_path)
+
+
+def differences(page: Program, directory: Path) -> list[str]:
+    """Where a page prints something else than it says, if it runs in `directory`; it has to run."""
     texts = json.dumps([[page.page.name, block.line, block.text] for block, _ in page.steps])
     command = [sys.executable, str(ROOT / "tests" / "docs" / "run_blocks.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
     done = subprocess.run(
-        command, input=texts, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        command, input=texts, cwd=directory, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     check = doctest.OutputChecker().check_output
-    for (block, expected), printed in zip(page.steps, json.loads(done.stdout), strict=True):
-        wanted = None if expected is None else expected.replace("…", "...")
-        where = f"{page.page.name}:{block.line} prints\n{printed}"
-        assert wanted is None or check(wanted, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE), where
+    return [
+        f"{page.page.name}:{block.line} prints\n{printed}"
+        for (block, expected), printed in zip(page.steps, json.loads(done.stdout), strict=True)
+        if expected is not None
+        and not check(expected.replace("…", "..."), printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    ]
+
+
+PAGE: Final = """
+```python
+x = 2
+```
+
+```python excerpt
+nowhere()
+```
+
+```python slow
+print(f"{x} is {x}")
+```
+
+```text output
+2 is …
+```
+
+```python
+print(1 / (3 - x))
+```
+
+```text output
+2.0
+```
+"""
+
+
+def test_blocks_run_in_order_and_what_they_print_is_compared(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    found = program(page)
+    assert [(block.text, expected) for block, expected in found.steps] == [
+        ("x = 2\n", None),
+        ('print(f"{x} is {x}")\n', "2 is …\n"),
+        ("print(1 / (3 - x))\n", "2.0\n"),
+    ]
+    assert found.is_slow
+    assert differences(found, tmp_path) == ["page.md:18 prints\n1.0\n"]
+    page.write_text(PAGE.replace("x = 2", "x = 3"))
+    with pytest.raises(AssertionError, match=r'"page\.md", line 19'):
+        differences(program(page), tmp_path)
 
 
 def test_pages_have_programs_and_commands() -> None:

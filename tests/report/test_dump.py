@@ -56,7 +56,7 @@ def test_there_are_files_where_something_changed(dumped: Dumped) -> None:
     assert all((directory / f"{stem}.dot").read_text().startswith("digraph") for stem in changed)
     assert all((directory / f"{stem}.svg").read_text().endswith("</svg>\n") for stem in changed)
     last = (directory / "014_choose-tiling.py").read_text()
-    assert print_graph(module, decorator="region") in last
+    assert print_graph(module, decorator="rebuild.region") in last
     assert "predicted 0." in last
 
 

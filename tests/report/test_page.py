@@ -138,13 +138,23 @@ def test_a_region_has_its_kernel_if_it_is_compiled_and_else_the_reason(
     assert regions[first.name]["kernel"] == explanation.source(first.name, "tirx")
 
 
+def test_a_region_has_the_decisions_that_are_about_it(explanation: sepc.Explanation, text: str) -> None:
+    regions = Page(text).data["regions"]
+    first, second = (regions[one.name]["decisions"] for one in explanation.regions if one.kind == "convolution")
+    rejected = [False, "fuse: not fused: no gain; 2.0 µs without, 4.0 µs with it"]
+    assert rejected in first
+    assert rejected in second
+    (other,) = (regions[one.name]["decisions"] for one in explanation.regions if one.kernel == "torch")
+    assert rejected not in other
+
+
 def test_without_graphviz_and_matplotlib_the_page_says_so(
     explanation: sepc.Explanation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text = page(explanation)
-    assert "There is no program &#39;dot&#39; to draw with; install Graphviz" in text
+    assert "Graphviz is not installed; install Graphviz" in text
     assert "Pictures of costs need matplotlib; pip install matplotlib" in text
     assert not Page(text).data["graphs"]
     assert len(Page(text).rows["regions"]) == 1 + len(explanation.regions)

@@ -78,7 +78,7 @@ def test_without_the_program_its_source_is_written_and_that_is_said(
         written = sepc.visualize(compiled, tmp_path / "graph.svg")
     assert written == tmp_path / "graph.dot"
     assert written.read_text().startswith("digraph")
-    assert "there is no program 'dot'; install Graphviz" in caplog.text
+    assert "graph.dot, since Graphviz is not installed: install Graphviz" in caplog.text
     with pytest.raises(GraphvizMissingError, match="apt install graphviz"):
         render(draw(after_folding()), "svg")
 

@@ -294,6 +294,8 @@ ENTRY_CHANGES: dict[str, Callable[[Any], Any]] = {
     "results": lambda e: e["description"]["results"].update(leaves=[9, 0, 1, 2, 3]),
     "spec": lambda e: e["description"]["results"].update(spec="[1, {}]"),
     "threads": lambda e: e["description"].update(threads=0),
+    "many threads": lambda e: e["description"].update(threads=1 << 30),
+    "many calls": lambda e: e["program"].update(number_of_calls=1 << 60),
     "deep": lambda e: e["description"]["results"].update(spec="[" * 100_000),
 }
 
@@ -310,6 +312,15 @@ def test_a_program_that_does_not_fit_is_refused(saved: Any, tmp_path: Path, no_d
     path = rewritten(saved[1], tmp_path / "changed.sepc", entry=ENTRY_CHANGES[change])
     with pytest.raises(sepc.ArtifactError, match=r"no artefact of sepc, or damaged|no operator"):
         sepc.load(path)
+
+
+def test_a_compressed_manifest_is_refused(saved: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(saved[1]) as archive, zipfile.ZipFile(tmp_path / "m.sepc", "w") as changed:
+        for name in archive.namelist():
+            packed = zipfile.ZIP_DEFLATED if name == "manifest.json" else zipfile.ZIP_STORED
+            changed.writestr(name, archive.read(name), packed)
+    with pytest.raises(sepc.ArtifactError, match=r"manifest\.json is compressed"):
+        sepc.load(tmp_path / "m.sepc")
 
 
 def test_another_version_of_the_format_is_told_apart_from_damage(saved: Any, tmp_path: Path) -> None:

@@ -70,6 +70,13 @@ def test_a_saved_plan_does_the_same(model: nn.Module, plan: Plan, tmp_path: Path
     }
 
 
+def test_a_plan_holds_no_pickle(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for function in ("load", "save"):
+        monkeypatch.setattr(torch, function, None)
+    plan.save(tmp_path / "plan")
+    assert Plan.load(tmp_path / "plan").layers.keys() == plan.layers.keys()
+
+
 @pytest.mark.parametrize("content", [b"nonsense", {"format": "another"}, {"layers": {}}, [1]])
 def test_other_files_are_refused(content: object, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"

@@ -12,7 +12,8 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.gpu.kernel import BlockFrame
 from sepc.backends.stages.kernel import coordinates, loop, when
 from sepc.backends.stages.vector import Expr, Index, Operand, broadcast, constant, type_of
-from sepc.cost_model.gpu_tiling import VECTOR, GpuLink, Tile, read_extent, vector_groups
+from sepc.cost_model.gpu_machine import VECTOR
+from sepc.cost_model.gpu_tiling import GpuLink, Tile, read_extent, vector_groups
 from sepc.errors import VerificationError
 from sepc.ir.arithmetic import ceil_div, split_lanes
 from sepc.ir.convolution import Convolution

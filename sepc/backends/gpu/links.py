@@ -21,7 +21,8 @@ from sepc.backends.gpu.boxes import Channels, Item
 from sepc.backends.gpu.memory import Source
 from sepc.backends.stages.kernel import loop
 from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, constant, ramp
-from sepc.cost_model.gpu_tiling import VECTOR, GpuLink, is_dense, vector_groups
+from sepc.cost_model.gpu_machine import VECTOR
+from sepc.cost_model.gpu_tiling import GpuLink, is_dense, vector_groups
 from sepc.cost_model.tiling import unrolled_taps
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution

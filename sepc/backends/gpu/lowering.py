@@ -30,8 +30,8 @@ from sepc.backends.regions import (
 )
 from sepc.backends.sink import expression_of, extents_of, sink_of
 from sepc.backends.stages.vector import Expr, Operand
-from sepc.cost_model.gpu_machine import GpuMachine
-from sepc.cost_model.gpu_tiling import VECTOR, GpuLink, GpuTiling, shared_bytes
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
+from sepc.cost_model.gpu_tiling import GpuLink, GpuTiling, shared_bytes
 from sepc.cost_model.tiling import Tiling
 from sepc.errors import TargetError, VerificationError
 from sepc.ir import ops, region

@@ -22,6 +22,10 @@ class Details {
         element("p", {className: "quiet"}, "It is a part of another region in the end."));
     }
     parts.push(element("h4", {}, "Operators"), element("ol", {}, ...nodes.map(node => this.operator(node))));
+    if (known?.decisions.length) {
+      const decisions = known.decisions.map(([taken, text]) => element("li", {className: taken ? "" : "quiet"}, text));
+      parts.push(element("h4", {}, "Decisions (grey: not done)"), element("ul", {}, ...decisions));
+    }
     if (known?.kernel) {
       const kernel = element("pre", {tabIndex: 0}, known.kernel);
       parts.push(element("details", {}, element("summary", {}, "Source of the kernel"), kernel));
