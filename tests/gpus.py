@@ -1,4 +1,4 @@
-"""What tests of GPUs share: whether there is an OpenCL device, or nvcc, and any legal tiling, not the best one."""
+"""What tests of GPUs share: whether there is an OpenCL device, nvcc or a GPU, and tilings drawn from all legal ones."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -24,9 +24,9 @@ from sepc.errors import BuildError, TargetError
 WORKERS: Final = 2
 """Runs of nvcc at a time: each takes some hundred MB."""
 
-# A limit of registers that is none: without it, the assembler spills a few to reach a higher occupancy. Launch bounds
-# hold all the same.
-_FLAGS: Final = ("-maxrregcount=255", "-O3", "-cubin", "-Xptxas", "-v", "-diag-suppress", "177,1046")
+_FLAGS: Final = ("-O3", "-cubin", "-Xptxas", "-v", "-diag-suppress", "177,1046")
+_RECIPE: Final = "again with all registers where some are spilled"
+"""What else machine code on disk depends on: change it with the steps of `compile_source`."""
 _ENTRY: Final = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -67,10 +67,30 @@ def compile_source(source: str, architecture: str) -> Cubin:
     """
     compiler = nvcc()
     store = Cache.open_directory(cubins_directory())
-    key = hashlib.sha256("\n".join((source, architecture, _version(compiler), *_FLAGS)).encode()).hexdigest()
+    parts = (source, architecture, _version(compiler), _RECIPE, *_FLAGS)
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if store is not None and (found := store.read(key)) is not None:
-        kept, _, told = found.partition(_SEPARATOR)
-        return Cubin(kept, parse_usage(told.decode()))
+        kept, _, log = found.partition(_SEPARATOR)
+        return Cubin(kept, parse_usage(log.decode()))
+    code, told = _run(compiler, source, architecture)
+    if spilling := [symbol for symbol, usage in parse_usage(told).items() if usage.spilled_bytes]:
+        code, told = _run(compiler, with_all_registers(source, spilling), architecture)
+    if store is not None:
+        store.write(key, code + _SEPARATOR + told.encode())
+    return Cubin(code, parse_usage(told))
+
+
+def with_all_registers(source: str, symbols: Sequence[str]) -> str:
+    """`source` with kernels that may take all registers, if but one block of them fits a multiprocessor then.
+
+    By itself, the assembler spills a few where that lets one more block in.
+    """
+    names = "|".join(symbols)
+    return re.sub(rf"__launch_bounds__\((\d+)\) (?={names})", r"__launch_bounds__(\1, 1) ", source)
+
+
+def _run(compiler: str, source: str, architecture: str) -> tuple[bytes, str]:
+    """The machine code, and what the assembler tells."""
     with tempfile.TemporaryDirectory(prefix="sepc-") as name:
         file = Path(name) / "kernels.cu"
         file.write_text(source)
@@ -78,10 +98,7 @@ def compile_source(source: str, architecture: str) -> Cubin:
         done = subprocess.run(command, cwd=name, capture_output=True, text=True, check=False)
         if done.returncode:
             raise _refused(done.stderr, architecture, command)
-        code = (Path(name) / "kernels.cubin").read_bytes()
-    if store is not None:
-        store.write(key, code + _SEPARATOR + done.stderr.encode())
-    return Cubin(code, parse_usage(done.stderr))
+        return (Path(name) / "kernels.cubin").read_bytes(), done.stderr
 
 
 _SEPARATOR: Final = b"\nwhat ptxas told\n"

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from sepc.cost_model.gpu_tiling import GpuLink, GpuTiling
 from tests.gpus import agrees, any_tiling, needs_opencl
 
 pytestmark = needs_opencl
@@ -45,7 +44,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "depthwise": (lambda: depthwise(24), (2, 24, 9, 10)),
     "depthwise, odd channels, stride 2": (lambda: depthwise(22, 5, 2), (1, 22, 15, 13)),
     "depthwise, dilated": (lambda: depthwise(8, 3, 1, 2), (1, 8, 9, 9)),
-    "depthwise, long rows": (lambda: nn.Conv1d(8, 8, 31, 1, 15, groups=8, bias=False), (1, 8, 50)),
+    "depthwise, more taps than are unrolled": (lambda: nn.Conv1d(8, 8, 13, 1, 6, groups=8, bias=False), (1, 8, 30)),
 }
 CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "depthwise, pointwise": (lambda: nn.Sequential(depthwise(20), nn.ReLU6(), pointwise(20, 37)), (1, 20, 9, 11)),
@@ -88,19 +87,3 @@ def test_positions_between_links_that_are_outside_of_the_image_are_zero() -> Non
     model = nn.Sequential(pointwise(4, 8), depthwise(8, 3), pointwise(8, 4))
     nn.init.constant_(model[0].bias, 100.0)
     agrees(model, torch.randn(1, 4, 6, 6))
-
-
-def test_tiles_beyond_48_kib_of_shared_memory_are_asked_for_at_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sepc.cost_model import gpu_planner
-    from sepc.cost_model.gpu_search import choose_gpu
-    from sepc.cost_model.search import Choice
-
-    def large(*arguments: object) -> Choice:
-        found = choose_gpu(*arguments)
-        return Choice(GpuTiling(8, 8, 16, 64, (GpuLink(4, 1),), 256, 8 * 8 * 260 * 4, 64), found.cost)
-
-    monkeypatch.setattr(gpu_planner, "choose_gpu", large)
-    import sepc
-
-    compiled = sepc.compile(pointwise(256, 16).eval(), target="cuda:sm_80", example_inputs=(torch.randn(1, 256, 8, 8),))
-    assert "extern __shared__" in compiled.source(compiled.regions[0], "cuda")
