@@ -28,12 +28,11 @@ RESULTS: Final = Path(__file__).parent / "results" / "gpu_kernels.txt"
 
 @dataclass(frozen=True)
 class Compiled:
-    """A model compiled for an architecture: its regions, and seconds that nvcc took."""
+    """A model compiled for an architecture: its regions."""
 
     model: str
     architecture: str
     regions: Sequence[RegionReport]
-    nvcc_s: float
 
     @property
     def row(self) -> str:
@@ -67,7 +66,7 @@ def compile_for(model: str, architecture: str, size: int | None) -> Compiled:
     """`model` compiled for an architecture at batch 1."""
     module, inputs = load(model, size)
     fast = sepc.compile(module, target=f"cuda:{architecture}", example_inputs=inputs)
-    return Compiled(model, architecture, fast.regions, fast.compile_times.get("nvcc", 0.0))
+    return Compiled(model, architecture, fast.regions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

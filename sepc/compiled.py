@@ -70,8 +70,8 @@ class CompiledModel(Model):
 
     @property
     def threads(self) -> int:
-        """How many threads a call uses."""
-        return self._num_threads or torch.get_num_threads()
+        """How many threads of the host a call uses; one puts kernels on a GPU, whatever the number of the others."""
+        return 1 if self.target.gpu is not None else self._num_threads or torch.get_num_threads()
 
     def precompile(self, *args: Any, **kwargs: Any) -> None:
         """Compile for these arguments without running; raises what `__call__` raises."""

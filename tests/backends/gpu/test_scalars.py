@@ -50,6 +50,11 @@ def test_what_may_be_misaligned_is_loaded_one_by_one(first: Callable[[Expr], Exp
     assert "*(float4*)(y" in text
 
 
+def test_cuda_has_the_pointers_in_order() -> None:
+    text = source(copy(lambda thread: thread * 4), "cuda")
+    assert text.startswith("kernel(float* __restrict__ x, float* __restrict__ y)")
+
+
 def test_opencl_adds_the_offset_of_each_pointer() -> None:
     text = source(copy(lambda thread: thread * 4), "opencl")
     assert text.startswith("kernel(__global float* restrict x, int x_offset, __global float* restrict y, int y_offset")
