@@ -300,7 +300,7 @@ def test_a_directory_that_cannot_be_made_is_a_warning(
     directory.parent.joinpath("file").touch()
     monkeypatch.setenv("SEPC_CACHE_DIR", str(directory.parent / "file"))
     assert Cache.open() is None
-    assert "no cache in" in caplog.text
+    assert "no cache of models in" in caplog.text
 
 
 def test_a_full_disk_is_a_warning(

@@ -1,65 +1,74 @@
-"""``sepc cache``: what there is of compiled models, whether all is well with it, and how to be rid of it."""
+"""``sepc cache``: what is kept of compiled models, whether all is well with it, and how to be rid of it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-from sepc.cache import Cache, Entry, is_turned_off, limit_bytes, models_directory, why_unusable
+from sepc.cache import Cache
+from sepc.cache_store import Blobs, Entry, Store, is_turned_off, why_unusable
 from sepc.errors import ArtifactError, SepcError
+
+STORES: Final[tuple[type[Store], ...]] = (Cache, Blobs)
 
 
 def status() -> int:
     """Print where the cache is, whether it is used, and what is in it."""
-    cache = _cache()
-    entries = _entries(cache)
-    print(f"directory  {cache.directory}")
-    print(f"in use     {_use(cache.directory)}")
-    print(f"models     {len(entries)}")
-    print(f"size       {_megabytes(sum(entry.size_bytes for entry in entries))} of {_megabytes(cache.size_bytes)}")
-    if entries:
-        print(f"last used  {_moment(entries[0].used_s)}, the first to go {_moment(entries[-1].used_s)}")
+    for store, entries in _stores():
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        print(f"directory  {store.directory}")
+        print(f"in use     {_use(store.directory)}")
+        print(f"{store.name:10} {len(entries)}")
+        print(f"size       {_megabytes(size_bytes)} of {_megabytes(store.size_bytes)}")
+        if entries:
+            print(f"last used  {_moment(entries[0].used_s)}, the first to go {_moment(entries[-1].used_s)}")
     return 0
 
 
 def verify() -> int:
     """Check every entry and name those that are damaged; returns 1 if there are any."""
-    cache = _cache()
-    entries, damaged = _entries(cache), 0
+    return max([_verify(store, entries) for store, entries in _stores()])
+
+
+def _verify(store: Store, entries: list[Entry]) -> int:
+    damaged = 0
     for entry in entries:
         try:
-            cache.verify(entry)
-        except ArtifactError as error:
+            store.verify(entry)
+        except (ArtifactError, FileNotFoundError) as error:
             if entry.path.exists():  # Else it has just gone to make room.
                 damaged += 1
-                print(f"{entry.path}: {error.why}")
-    print(
-        f"{len(entries)} models, {damaged} damaged" + (": they will be compiled anew when asked for" if damaged else "")
-    )
+                print(f"{entry.path}: {getattr(error, 'why', error)}")
+    comment = ": they will be compiled anew when asked for" if damaged else ""
+    print(f"{len(entries)} {store.name}, {damaged} damaged{comment}")
     return int(damaged > 0)
 
 
 def clear() -> int:
     """Delete everything in the cache."""
-    cache = _cache()
-    try:
-        gone = cache.clear()
-    except OSError as error:
-        raise _not_readable(cache.directory, error) from error
-    print(f"{len(gone)} models deleted, {_megabytes(sum(entry.size_bytes for entry in gone))}")
+    for store, _ in _stores():
+        try:
+            gone = store.clear()
+        except OSError as error:
+            raise _not_readable(store.directory, error) from error
+        print(f"{len(gone)} {store.name} deleted, {_megabytes(sum(entry.size_bytes for entry in gone))}")
     return 0
 
 
-def _cache() -> Cache:
-    """The cache, whether or not it is in use."""
-    return Cache(models_directory(), limit_bytes())
+def _stores() -> Iterator[tuple[Store, list[Entry]]]:
+    """What is kept, whether or not it is in use; raises SepcError where that cannot be read.
 
-
-def _entries(cache: Cache) -> list[Entry]:
-    try:
-        return cache.entries()
-    except OSError as error:
-        raise _not_readable(cache.directory, error) from error
+    Models first, and of what else there may be that which there is.
+    """
+    for kind in STORES:
+        store = kind.of_user()
+        try:
+            if kind is Cache or store.directory.exists():
+                yield store, store.entries()
+        except OSError as error:
+            raise _not_readable(store.directory, error) from error
 
 
 def _not_readable(directory: Path, error: OSError) -> SepcError:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import sepc
+from sepc.cache_store import Blobs
 from sepc.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,26 @@ def test_verify_names_what_is_damaged(directory: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert str(path) in out
     assert "2 models, 1 damaged: they will be compiled anew when asked for" in out
+
+
+def test_machine_code_of_gpus_is_looked_after_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Blobs.open()
+    assert store is not None
+    for key in ("one", "other"):
+        store.write(key, key.encode())
+    assert (store.read("one"), store.read("none")) == (b"one", None)
+    path = store.path("other")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert store.read("other") is None
+    assert main(["cache", "verify"]) == 1
+    out = capsys.readouterr().out
+    assert f"{path}: its checksum is wrong" in out
+    assert "2 cubins, 1 damaged" in out
+    main(["cache", "status"])
+    assert "cubins     2" in capsys.readouterr().out
+    assert main(["cache", "clear"]) == 0
+    assert not store.entries()
+    assert "2 models deleted" in capsys.readouterr().out
 
 
 def test_clear_deletes_everything_but_what_others_are_writing(

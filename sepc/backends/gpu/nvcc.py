@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from sepc.cache import Cache, cubins_directory
+from sepc.cache_store import Blobs
 from sepc.errors import BuildError, TargetError
 
 WORKERS: Final = 2
@@ -66,7 +66,7 @@ def compile_source(source: str, architecture: str) -> Cubin:
         BuildError: nvcc is missing, or refuses the source. TargetError: it does not know the architecture.
     """
     compiler = nvcc()
-    store = Cache.open_directory(cubins_directory())
+    store = Blobs.open()
     parts = (source, architecture, _version(compiler), _RECIPE, *_FLAGS)
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     if store is not None and (found := store.read(key)) is not None:
