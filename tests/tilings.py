@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from sepc.cost_model import interleaved, search
+from sepc.cost_model import interleaved, planner, search
 from sepc.cost_model.chain import choose_chain, stage_blocks
 from sepc.cost_model.search import Choice
 from sepc.cost_model.tiling import ChainTiling, Tiling
 from sepc.ir.stage import Chain
-from sepc.passes import choose_tiling, fuse
+from sepc.passes import fuse
 
 
 @contextmanager
@@ -38,9 +38,9 @@ def tilings(draw: Callable[[list[Tiling]], Tiling]) -> Iterator[None]:
         return Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose_tiling, "choose", choose)
+        patch.setattr(planner, "choose", choose)
         patch.setattr(interleaved, "choose", choose)
-        patch.setattr(choose_tiling, "choose_interleaved", interleaved.choose_interleaved.__wrapped__)
+        patch.setattr(planner, "choose_interleaved", interleaved.choose_interleaved.__wrapped__)
         patch.setattr(search, "LEAST_HALF_PIXELS", 1)
         yield
 
@@ -57,6 +57,6 @@ def any_chain(seed: int) -> Iterator[None]:
         return Choice(ChainTiling(blocks, rows, generator.randint(1, rows)), chosen.cost)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose_tiling, "choose_chain", choose)
-        patch.setattr(fuse, "piece_time_us", lambda links, machine, threads, objective: 1.0)
+        patch.setattr(planner, "choose_chain", choose)
+        patch.setattr(fuse, "piece_time_us", lambda links, planner, objective: 1.0)
         yield

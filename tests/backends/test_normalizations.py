@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 import sepc
+from sepc.cost_model import planner
 from sepc.cost_model.group_normalization import choose_group_normalization
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import Choice
 from sepc.cost_model.tiling import RowTiling
 from sepc.ir.group_normalization import GroupNormalization
 from sepc.ir.layout import same_strides
-from sepc.passes import choose_tiling
 from tests.helpers import TOLERANCE, Function
 
 Case = tuple[nn.Module, torch.Tensor]
@@ -182,7 +182,7 @@ def test_tasks_of_every_size_agree(rows: int, monkeypatch: pytest.MonkeyPatch) -
         found = choose_group_normalization(stage, machine, threads, **costs)
         return Choice(RowTiling(min(rows, stage.pixels)), found.cost)
 
-    monkeypatch.setattr(choose_tiling, "choose_group_normalization", choose)
+    monkeypatch.setattr(planner, "choose_group_normalization", choose)
     compiled = check([(affine(nn.GroupNorm(g, c)), image(2, c, 7, 9, mean=50)) for g, c in ((3, 21), (1, 70), (5, 5))])
     assert {one.tiling for one in compiled.regions} == {f"task {rows} rows"}
 

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 import sepc
-from sepc.cost_model import search
+from sepc.cost_model import planner, search
 from sepc.cost_model.tiling import DenseTiling, Narrow
 from sepc.ir.arithmetic import ceil_div, split_lanes
 from sepc.ir.convolution import Convolution
 from sepc.ir.stage import Stage
-from sepc.passes import choose_tiling
 from sepc.target import Target
 
 LANES = Target.parse("native").vector_lanes
@@ -36,7 +35,7 @@ def blocks_of(columns: int, narrow: Narrow, most_vectors: int = 4, step_channels
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose_tiling, "choose", choose)
+        patch.setattr(planner, "choose", choose)
         yield
 
 

@@ -14,11 +14,10 @@ from torch.nn import functional
 
 import sepc
 from sepc.backends.stages.strassen import StrassenStage
-from sepc.cost_model import search
+from sepc.cost_model import planner, search
 from sepc.cost_model.tiling import DenseTiling, StrassenTiling
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
-from sepc.passes import choose_tiling
 from tests.helpers import Function
 
 # Seen: at most 4e-6 where the plain product has 1e-6.
@@ -39,7 +38,7 @@ def always(
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose_tiling, "choose", choose)
+        patch.setattr(planner, "choose", choose)
         yield
 
 

@@ -14,10 +14,9 @@ from torch.nn import functional
 
 import sepc
 from sepc.backends.stages.winograd import WinogradStage
-from sepc.cost_model import search
+from sepc.cost_model import planner, search
 from sepc.cost_model.tiling import DenseTiling, WinogradTiling
 from sepc.ir.convolution import Convolution
-from sepc.passes import choose_tiling
 from tests.helpers import Function
 
 # Seen: at most 7e-6 for tiles of 4×4 results, 1e-6 for 2×2, where plain sums have up to 2e-6.
@@ -40,7 +39,7 @@ def always(outputs: int, by_product: bool, block: DenseTiling = BLOCK) -> Iterat
         return search.Choice(tiling, search.predict(stage, tiling, machine, threads, **costs))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choose_tiling, "choose", choose)
+        patch.setattr(planner, "choose", choose)
         yield
 
 

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import sepc
-from benchmarks.models import load
+from benchmarks.models import TESTED, load
 from examples.classify import PHOTOGRAPHS, load_model, prepare
 from tests.bundle.test_emulation import needs_tools
 from tests.helpers import TOLERANCE
-from tests.test_models import MODELS
 
 SMALL = ("mobilenetv2_100", "fasternet_t0")
 
@@ -43,7 +42,7 @@ def test_a_model_agrees_with_eager_under_emulation(name: str, size: int, threads
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.slow) for name in TESTED]
 )
 def test_every_model_compiles_for_arm_without_pytorch(name: str) -> None:
     model, inputs = load(name)

@@ -23,7 +23,6 @@ from sepc.c_compiler import c_compiler
 from tests.helpers import TOLERANCE, with_statistics
 from tests.soak.guards import differing_sides
 from tests.soak.outcome import Outcome
-from tests.test_models import MODELS
 from tests.test_random_networks import Parallel, networks
 from tests.tilings import any_chain, any_tiling
 
@@ -102,9 +101,9 @@ def random_tilings(number: int, _: Path) -> Outcome:
 
 def whole_models(number: int, _: Path) -> Outcome:
     """One of the models of the benchmarks, every kernel of it between guard pages."""
-    from benchmarks.models import load
+    from benchmarks.models import TESTED, load
 
-    outcome, name = Outcome(), MODELS[number % len(MODELS)]
+    outcome, name = Outcome(), TESTED[number % len(TESTED)]
     model, (image,) = load(name)
     compiled = sepc.compile(model, num_threads=1)
     with torch.no_grad():

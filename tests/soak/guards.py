@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from tvm import tirx
 
-from sepc.runtime.executable import Executable, _run_on_host, view
+from sepc.runtime.executable import Executable, run_on_host, view
 from sepc.runtime.program import ARENA, KernelCall
 
 Side = Literal["start", "end"]
@@ -90,7 +90,7 @@ def run_guarded(
                 call_guarded(call, functions[call.symbol], executable, blocks, side)
                 kernels += 1
         else:
-            _run_on_host(step, blocks, None)
+            run_on_host(step, blocks, None)
     return [view(reference, blocks).clone() for reference in program.results], kernels
 
 
