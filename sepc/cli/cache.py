@@ -23,7 +23,7 @@ def status() -> int:
 
 
 def verify() -> int:
-    """Check every entry and name those that are damaged; returns 1 if there are any."""
+    """Check every entry and name those that are of no use; returns 1 if there are any."""
     cache = _cache()
     entries, damaged = _entries(cache), 0
     for entry in entries:
@@ -33,9 +33,8 @@ def verify() -> int:
             if entry.path.exists():  # Else it has just gone to make room.
                 damaged += 1
                 print(f"{entry.path}: {error.why}")
-    print(
-        f"{len(entries)} models, {damaged} damaged" + (": they will be compiled anew when asked for" if damaged else "")
-    )
+    outlook = ": they will be compiled anew when asked for" if damaged else ""
+    print(f"{len(entries)} models, {damaged} damaged or of another version{outlook}")
     return int(damaged > 0)
 
 
