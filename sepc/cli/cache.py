@@ -28,7 +28,7 @@ def status() -> int:
 
 
 def verify() -> int:
-    """Check every entry and name those that are damaged; returns 1 if there are any."""
+    """Check every entry and name those that are of no use; returns 1 if there are any."""
     return max([_verify(store, entries) for store, entries in _stores()])
 
 
@@ -41,8 +41,8 @@ def _verify(store: Store, entries: list[Entry]) -> int:
             if entry.path.exists():  # Else it has just gone to make room.
                 damaged += 1
                 print(f"{entry.path}: {getattr(error, 'why', error)}")
-    comment = ": they will be compiled anew when asked for" if damaged else ""
-    print(f"{len(entries)} {store.name}, {damaged} damaged{comment}")
+    outlook = ": they will be compiled anew when asked for" if damaged else ""
+    print(f"{len(entries)} {store.name}, {damaged} damaged or of another version{outlook}")
     return int(damaged > 0)
 
 

@@ -39,9 +39,10 @@ class Replacement:
     error: float
 
     def build(self, geometry: Geometry) -> nn.Sequential:
-        """The layers, with weights of their own."""
-        factors, bias = (factor.clone() for factor in self.factors), self.bias
-        return FORMS[self.form].build(geometry, self.rank, tuple(factors), None if bias is None else bias.clone())
+        """The layers, with weights of their own, in the order of a file: by other strides PyTorch rounds otherwise."""
+        bias = self.bias
+        factors = tuple(factor.clone(memory_format=torch.contiguous_format) for factor in self.factors)
+        return FORMS[self.form].build(geometry, self.rank, factors, None if bias is None else bias.clone())
 
 
 @dataclass(frozen=True)

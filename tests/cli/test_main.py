@@ -54,7 +54,7 @@ def test_status_tells_why_a_cache_is_not_used(directory: Path, capsys: pytest.Ca
 
 def test_verify_names_what_is_damaged(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache", "verify"]) == 0
-    assert capsys.readouterr().out == "2 models, 0 damaged\n"
+    assert capsys.readouterr().out == "2 models, 0 damaged or of another version\n"
     path = min(directory.iterdir())
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -62,7 +62,7 @@ def test_verify_names_what_is_damaged(directory: Path, capsys: pytest.CaptureFix
     assert main(["cache", "verify"]) == 1
     out = capsys.readouterr().out
     assert str(path) in out
-    assert "2 models, 1 damaged: they will be compiled anew when asked for" in out
+    assert "2 models, 1 damaged or of another version: they will be compiled anew when asked for" in out
 
 
 def test_machine_code_of_gpus_is_looked_after_too(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

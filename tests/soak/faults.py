@@ -127,7 +127,7 @@ def faults(number: int, directory: Path) -> Outcome:
     found = forked.run(lambda: _under(fault, generator))
     outcome.check(found in (forked.RIGHT, forked.REFUSED), f"{fault.__name__} {number}: {found}")
     outcome.counts["faults injected"] += 1
-    outcome.counts["of these refused with one error"] += found == forked.REFUSED
+    outcome.counts["faults injected, refused with one error"] += found == forked.REFUSED
     (temporary / "cc").unlink(missing_ok=True)
     left = [path.name for path in temporary.iterdir()]
     outcome.check(not left, f"{fault.__name__} {number} leaves {left}")
@@ -162,7 +162,7 @@ def out_of_memory(number: int, directory: Path) -> Outcome:
     found = forked.run(call)
     outcome.check(found == forked.RIGHT, f"out of memory {number}: {found}")
     outcome.counts["faults injected"] += 1
-    outcome.counts["of these refused with one error"] += 1
+    outcome.counts["faults injected, refused with one error"] += 1
     return outcome
 
 

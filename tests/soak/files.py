@@ -216,7 +216,7 @@ def _read(outcome: Outcome, what: str, path: Path, read: Callable[[Path], Any], 
     try:
         found = read(path)
     except sepc.SepcError:
-        outcome.counts["of these refused"] += 1
+        outcome.counts["malformed files, refused"] += 1
         return
     except Exception as error:
         outcome.check(False, f"{what}: {type(error).__name__}: {error}"[:300])
