@@ -102,5 +102,7 @@ FORMS: Final[Mapping[str, Form]] = {
     "tirx": Form("compiled", _kernels("tirx", "#")),
     "llvm": Form("compiled", _kernels("llvm", ";")),
     "asm": Form("compiled", _kernels("asm", "#")),
+    "cuda": Form("compiled", _kernels("cuda", "//")),
+    "opencl": Form("compiled", _kernels("opencl", "//")),
     "report": Form("compiled", _report, needs_file=True),
 }

@@ -118,6 +118,13 @@ def test_kernels_are_written_for_a_foreign_target(net: Path, tmp_path: Path, emi
     assert expected in path.read_text()
 
 
+@pytest.mark.parametrize(("emit", "expected"), [("cuda", "__global__"), ("opencl", "__kernel"), ("tirx", "prim_func")])
+def test_kernels_of_a_gpu_are_written_without_one(net: Path, tmp_path: Path, emit: str, expected: str) -> None:
+    path = tmp_path / "kernels"
+    assert main([f"{net}:make", "--target=opencl", f"--emit={emit}", "-o", str(path)]) == 0
+    assert expected in path.read_text()
+
+
 def test_a_report_is_a_page(net: Path, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     assert main([f"{net}:make", "--emit=report", "-o", str(path)]) == 0
