@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sepc
+from sepc.cost_model import planner
 from sepc.cost_model.chain import choose_chain
 from sepc.cost_model.search import Choice
 from sepc.cost_model.tiling import ChainTiling
-from sepc.passes import choose_tiling, fuse
+from sepc.passes import fuse
 
 TOLERANCE = 1e-4
 ACTIVATIONS = (nn.ReLU6, nn.SiLU, nn.Identity)
@@ -105,7 +106,7 @@ def any_window(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = generator.randint(1, height)
         return Choice(replace(chosen.tiling, rows=rows, step=generator.randint(1, rows)), chosen.cost)
 
-    monkeypatch.setattr(choose_tiling, "choose_chain", choose_any)
+    monkeypatch.setattr(planner, "choose_chain", choose_any)
 
 
 def check(model: nn.Module, x: torch.Tensor, chains: int) -> None:
