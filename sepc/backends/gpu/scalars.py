@@ -25,6 +25,19 @@ Language = Literal["cuda", "opencl"]
 Stmt = Any
 Buffer = Any
 
+HELPERS: Final = "\n".join(
+    f"{{prefix}} float sepc_{name}(float a, float b) {{{{ return {condition} ? a : b; }}}}"
+    for name, condition in (
+        ("max", "a > b"),  # Where either is NaN, the second: what emitters clamp comes second.
+        ("min", "a < b"),
+        ("maximum", "a > b || a != a"),  # Where either is NaN, that.
+        ("minimum", "a < b || a != a"),
+    )
+)
+"""Functions that kernels call, in front of them. (As expressions these would name their operands twice, and TVM's
+`LowerIntrin`, which puts values in place of their names, would take exponentially long.)
+"""
+PREFIXES: Final[Mapping[Language, str]] = {"cuda": "static __device__ __forceinline__", "opencl": "static inline"}
 LANGUAGES: Final[tuple[Language, ...]] = ("cuda", "opencl")
 _WIDTHS: Final = (2, 4)
 """Lanes that may stay together in memory."""
@@ -264,12 +277,13 @@ class _Scalars:
 
     def _binary(self, kind: str, value: Expr) -> list[Expr]:
         left, right = self.lanes(value.a), self.lanes(value.b)
-        if kind in ("Max", "Min") and _element(value).startswith("float"):
-            # As the emitters mean it: the second operand where either is NaN.
-            better = tirx.GT if kind == "Max" else tirx.LT
-            left, right = self._named(left, "left"), self._named(right, "right")
-            return self._each(lambda a, b: tirx.Select(better(a, b), a, b), left, right)
+        if kind in ("Max", "Min") and _element(value) == "float32":
+            return self._helper(f"sepc_{kind.lower()}", left, right)
         return self._each(_BINARY[kind], left, right)
+
+    def _helper(self, name: str, *operands: list[Expr]) -> list[Expr]:
+        """A call of one of `HELPERS` on each lane."""
+        return self._each(lambda *of_lane: tirx.call_pure_extern("float32", name, *of_lane), *operands)
 
     def _ramp(self, value: Expr) -> list[Expr]:
         base, stride = self.scalar(value.base), self.scalar(value.stride)
@@ -326,13 +340,7 @@ class _Scalars:
         if number == _intrinsic("llvm.fma"):
             name = _FUSED[self.language]
             return self._each(lambda *of_lane: tirx.call_pure_extern(element, name, *of_lane), *operands)
-        for name, better in (("llvm.maximum", tirx.GT), ("llvm.minimum", tirx.LT)):
-            if number == _intrinsic(name):
-                left, right = (self._named(one, "operand") for one in operands)
-                return self._each(lambda a, b, better=better: _nan_or(better, a, b), left, right)
+        for name in ("maximum", "minimum"):
+            if number == _intrinsic(f"llvm.{name}") and element == "float32":
+                return self._helper(f"sepc_{name}", *operands)
         raise NotImplementedError("a call of LLVM's in a GPU kernel")
-
-
-def _nan_or(better: Any, left: Expr, right: Expr) -> Expr:
-    """The `better` of two numbers, or NaN where either is NaN."""
-    return tirx.Select(tirx.Or(better(left, right), tirx.NE(left, left)), left, right)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import tvm
 from tvm import tirx
 
-from sepc.backends.gpu.scalars import Language, scalar_function
+from sepc.backends.gpu.scalars import HELPERS, PREFIXES, Language, scalar_function
 from sepc.backends.stages.vector import Expr
 
 
@@ -18,7 +18,8 @@ def source_of(functions: Mapping[str, Expr], language: Language) -> str:
     target = tvm.target.Target({"kind": "cuda", "arch": "sm_80"} if language == "cuda" else {"kind": "opencl"})
     module = tvm.IRModule({name: one.with_attr("target", target) for name, one in named.items()})
     module = tirx.transform.LowerIntrin()(module)
-    return str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
+    text = str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
+    return f"{HELPERS.format(prefix=PREFIXES[language])}\n{text}"
 
 
 def _lowered(function: Expr, language: Language) -> Expr:
