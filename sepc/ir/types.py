@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sepc.errors import VerificationError
+
+# Of their results PyTorch before 2.15 says, without data, that they are contiguous, whatever they are made of.
+_KEEP_MEMORY_FORMAT = (torch.ops.aten.group_norm.default,)
 
 
 def fake_mode(graph_module: fx.GraphModule) -> FakeTensorMode:
@@ -43,12 +49,18 @@ def infer(graph_module: fx.GraphModule, node: fx.Node, mode: FakeTensorMode) -> 
             raise TypeError(f"{node.target!r} cannot be called")
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda value: value.meta["val"])
         with mode, torch.no_grad():
-            return node.target(*args, **kwargs)
+            result = node.target(*args, **kwargs)
+            return _laid_out_as_by_eager(result, *args) if node.target in _KEEP_MEMORY_FORMAT else result
     except Exception as error:  # Operators refuse what they do not take by errors of any class.
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VerificationError(
             "A node does not fit its inputs", where=f"{node.name} = {node.target}", why=why
         ) from error
+
+
+def _laid_out_as_by_eager(result: torch.Tensor, given: Any, *_: object) -> torch.Tensor:
+    """`result` in the memory format of `given`, the first argument."""
+    return torch.empty_like(result, memory_format=suggest_memory_format(given))
 
 
 def same_type(left: torch.Tensor, right: torch.Tensor) -> bool:
