@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.models import TESTED
 from tests.soak import compute, forked, guards
-from tests.test_models import MODELS
 
 
 @pytest.mark.parametrize("side", ["start", "end"])
@@ -47,8 +47,8 @@ def test_a_kernel_that_declares_too_little_is_caught(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TESTED)
 def test_no_kernel_of_a_model_touches_what_is_not_its_own(name: str, tmp_path: Path) -> None:
-    outcome = compute.whole_models(MODELS.index(name), tmp_path)
+    outcome = compute.whole_models(TESTED.index(name), tmp_path)
     assert not outcome.wrong
     assert outcome.counts["runs of kernels between guard pages"] > 10
