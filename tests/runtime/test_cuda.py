@@ -69,9 +69,8 @@ def test_only_what_begins_where_no_vector_can_be_loaded_is_copied() -> None:
 
 
 @needs_nvcc
-def test_without_a_gpu_a_call_is_an_error_that_says_to_export() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_without_a_gpu_a_call_is_an_error_that_says_to_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sepc.target.host_gpu", lambda: None)
     compiled = sepc.compile(MODEL, target="cuda:sm_80", example_inputs=(IMAGE,))
     with pytest.raises(TargetError, match="NVIDIA GPU") as raised:
         compiled(IMAGE)

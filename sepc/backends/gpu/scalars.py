@@ -20,6 +20,7 @@ from tvm.ir import Call
 from tvm.target import codegen
 
 from sepc.backends.stages.vector import Expr
+from sepc.errors import BuildError
 
 Language = Literal["cuda", "opencl"]
 Stmt = Any
@@ -108,7 +109,7 @@ class _Scalars:
         """Append what `statement` becomes."""
         kind = type(statement).__name__
         if (rule := self._statements.get(kind)) is None:
-            raise NotImplementedError(f"a statement of kind {kind} in a GPU kernel")
+            raise _no_form(f"a statement of kind {kind}")
         rule(statement)
 
     @cached_property
@@ -212,7 +213,7 @@ class _Scalars:
         if isinstance(value, Call) and str(value.op.name) == "tirx.call_llvm_intrin":
             if int(value.args[0]) == _intrinsic("llvm.prefetch"):
                 return  # Threads that wait are what hides latency here.
-            raise NotImplementedError("a call of LLVM's in a GPU kernel")
+            raise _no_form("a call of LLVM's own")
         self.statements.append(statement)
 
     def _places(self, buffer: Buffer, index: Expr) -> list[Expr]:
@@ -252,7 +253,7 @@ class _Scalars:
         if kind in _BINARY:
             return self._binary(kind, value)
         if (rule := self._expressions.get(kind)) is None:
-            raise NotImplementedError(f"an expression of kind {kind} in a GPU kernel")
+            raise _no_form(f"an expression of kind {kind}")
         return rule(value)
 
     @cached_property
@@ -343,4 +344,10 @@ class _Scalars:
         for name in ("maximum", "minimum"):
             if number == _intrinsic(f"llvm.{name}") and element == "float32":
                 return self._helper(f"sepc_{name}", *operands)
-        raise NotImplementedError("a call of LLVM's in a GPU kernel")
+        raise _no_form("a call of LLVM's own")
+
+
+def _no_form(what: str) -> BuildError:
+    """A kernel holds what there is no form of in CUDA C and OpenCL C."""
+    why = f"it has {what}, which these languages lack"
+    return BuildError("A kernel cannot be written for a GPU", why=why, fix="name a CPU as the target")
