@@ -8,9 +8,8 @@ the graph's tuples.
 
 from __future__ import annotations
 
-import traceback
+import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +20,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils import _pytree as pytree
 
-from sepc.errors import InputError, ModelError, SepcError
-from sepc.frontend.quiet import quiet
+from sepc.errors import InputError, ModelError
+from sepc.frontend.failures import guarded
 from sepc.ir.origin import Origin, source_line
-from sepc.progress import waiting
 from sepc.runtime.signature import Constant, Results
 
 if TYPE_CHECKING:
@@ -116,7 +114,8 @@ def capture(
     Raises:
         ModelError: the model is in training mode, has parameters that are not on the CPU or of none of `TYPES`, changes
             its inputs or buffers, has dynamic shapes, or cannot be exported.
-        InputError: a tensor argument is not on the CPU, or of none of `TYPES`.
+        InputError: the arguments are not those of the model's `forward`; a tensor among them is not on the CPU, or of
+            none of `TYPES`.
     """
     return finish(export(model, args, kwargs))
 
@@ -130,15 +129,16 @@ def export(
         return model
     _check_modes(model)
     _check_parameters(model.named_parameters())
+    _check_call(model, args, kwargs or {})
     _check_inputs(args, kwargs or {})
-    exported = _guarded(lambda: torch.export.export(model, tuple(args), dict(kwargs or {})))
+    exported = guarded(lambda: torch.export.export(model, tuple(args), dict(kwargs or {})), model)
     exported.example_inputs = None  # They would live as long as the program.
     return exported
 
 
 def finish(exported: ExportedProgram) -> Captured:
     """The second half of `capture`: from what torch.export made to a functional graph with its constants."""
-    program = _guarded(lambda: exported.run_decompositions(_decompositions(exported)))
+    program = guarded(lambda: exported.run_decompositions(_decompositions(exported)))
     _check_signature(program)
     _check_nodes(program)
     return _unlift(program)
@@ -152,31 +152,6 @@ def _decompositions(program: ExportedProgram) -> dict[OpOverload, Callable[..., 
         return {}
     table = torch.export.default_decompositions()
     return {operator: table[operator] for operator in wanted}
-
-
-def _guarded(export: Callable[[], ExportedProgram]) -> ExportedProgram:
-    try:
-        # Without gradients: with them, a `torch.no_grad()` inside the model would become a nested graph.
-        with waiting("torch.export"), quiet("torch.fx.experimental"), torch.no_grad():
-            return export()
-    except SepcError:
-        raise
-    except Exception as error:
-        raise _explain(error) from error
-
-
-def _explain(error: Exception) -> ModelError:
-    """The user's source line and a short reason, dug out of what torch.export raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " ".join(lines[:2])[:300] if lines else type(error).__name__
-    fix = "rewrite that line so that torch.export can trace it, or compile the part of the model without it"
-    if "data-dependent" in reason:  # What PyTorch says of it names symbols of its own.
-        reason = "a branch of Python code, or a shape, depends on values inside a tensor, which only a run tells"
-        fix = 'choose by torch.where, or use torch.compile(model, backend="sepc"), which leaves that line to Python'
-    library = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(library)]
-    where = f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else source_line(str(error))
-    return ModelError("torch.export cannot trace the model", where=where, why=reason, fix=fix)
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -215,6 +190,15 @@ def _check_parameters(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
         if value.dtype not in TYPES:
             why = f"this parameter is {_short(value.dtype)}; supported are {', '.join(map(_short, TYPES))}"
             raise ModelError("A parameter has an unsupported type", where=name, why=why, fix="call model.float() first")
+
+
+def _check_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        where, fix = f"{type(model).__name__}.forward{signature}", "call it with the arguments that it takes"
+        raise InputError("The arguments are not those of the model", where=where, why=str(error), fix=fix) from error
 
 
 def _check_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
