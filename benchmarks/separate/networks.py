@@ -85,7 +85,7 @@ def trained(name: str, seed: int, folder: Path) -> nn.Module:
 
 
 def train(model: nn.Module, data: Images, seed: int, label: str) -> None:
-    """Train `model` by stochastic gradient descent, in bfloat16 where PyTorch finds that safe."""
+    """Train `model` by stochastic gradient descent."""
     generator = torch.Generator().manual_seed(seed)
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), PEAK_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
@@ -97,9 +97,7 @@ def train(model: nn.Module, data: Images, seed: int, label: str) -> None:
         order = torch.randperm(len(data.images), generator=generator)
         for rows in torch.split(order[: len(order) // BATCH * BATCH], BATCH):
             images = augment(data.images[rows], generator).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
-                outputs = model(images)
-            loss = loss_of(outputs.float(), data.labels[rows])
+            loss = loss_of(model(images), data.labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

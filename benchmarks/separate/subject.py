@@ -11,9 +11,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.separate.data import Images
-from benchmarks.separate.latency import Compiled, Timing, compiled, timing
+from benchmarks.separate.latency import compiled
 from benchmarks.separate.networks import accuracy
 from benchmarks.separate.results import DENSE, Row
+from sepc.separation.latency import Compiled, Timing, timing
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Subject:
     def timing(self, model: nn.Module, rounds: int | None = None) -> Timing:
         """The time of `model` against the dense network's."""
         reduced = compiled(model, self.example, self.threads)
-        return timing(self.dense, reduced, self.example, rounds or self.rounds)
+        return timing(self.dense, reduced, (self.example,), rounds or self.rounds)
 
     @cached_property
     def multiply_adds(self) -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from typing import TYPE_CHECKING, Final
 
 from torch import nn
 
@@ -17,14 +14,7 @@ from sepc.separable.result import LayerReport, Separation
 from sepc.separation.budget import Budget
 from sepc.separation.distill import Distillation
 from sepc.separation.job import AS_IT_WAS, Job
-
-if TYPE_CHECKING:
-    from sepc.compiled import CompiledModel
-
-# Many short turns, of each the quickest call: what else the machine does then delays few of them, and both alike.
-ROUNDS: Final = 40
-CALLS: Final = 5
-WARM_UP: Final = 2
+from sepc.separation.latency import Timing, timing
 
 
 def report(
@@ -32,7 +22,7 @@ def report(
     budget: Budget,
     plan: Plan | None,
     reason: str = "",
-    measured: tuple[float, float] | None = None,
+    measured: Timing | None = None,
     distilled: Distillation | None = None,
 ) -> Separation:
     plan = plan or Plan()
@@ -48,7 +38,7 @@ def report(
         budget=str(budget),
         error=job.error(model) if job.batches else math.nan,
         predicted_us=(job.dense_us, after_us),
-        measured_us=measured,
+        measured_us=None if measured is None else (measured.dense_us, measured.dense_us / measured.speedup),
         reason=reason,
         distilled="" if distilled is None else str(distilled),
     )
@@ -65,23 +55,12 @@ def _layer_report(job: Job, layer: DenseLayer, replacement: Replacement | None) 
     return LayerReport(layer.path, replacement.form, rank, replacement.error, (dense, less), (dense_us, less_us))
 
 
-def measure(job: Job, model: nn.Module) -> tuple[float, float]:
-    """Times of the original and of `model`, both compiled, some calls of each in turn: medians of the turns' minima."""
+def measure(job: Job, model: nn.Module) -> Timing:
+    """How fast the original and `model` are, both compiled."""
     from sepc._compile import compile as compile_model
 
-    both = [
+    dense, reduced = (
         compile_model(one, target=job.target, example_inputs=job.example, num_threads=job.threads)
         for one in (job.model, model)
-    ]
-    samples: list[list[float]] = [[], []]
-    for _ in range(ROUNDS):
-        for one, own in zip(both, samples, strict=True):
-            own.append(min([_call_us(one, job) for _ in range(WARM_UP + CALLS)][WARM_UP:]))
-    before, after = map(statistics.median, samples)
-    return before, after
-
-
-def _call_us(model: CompiledModel, job: Job) -> float:
-    begin_ns = time.perf_counter_ns()
-    model(*job.example)
-    return (time.perf_counter_ns() - begin_ns) / 1e3
+    )
+    return timing(dense, reduced, job.example)

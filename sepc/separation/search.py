@@ -12,6 +12,7 @@ from sepc.separable.result import Separation
 from sepc.separation.budget import Budget
 from sepc.separation.distill import Distillation
 from sepc.separation.job import Choice, Job
+from sepc.separation.latency import Timing
 from sepc.separation.report import measure, report
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def by_speed(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
     """The least error at which the model is as fast as wanted, as measured if that can be."""
     assert budget.speedup is not None
     wanted, gain = budget.speedup, 0.0
-    best: tuple[float, Choice, tuple[float, float]] | None = None
+    best: tuple[Choice, Timing] | None = None
     for _ in range(ATTEMPTS):
         choice = next((one for one in choices if job.predicted_for(one) * wanted <= job.dense_us), None)
         if choice is None:
@@ -39,15 +40,15 @@ def by_speed(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
             return finished(job, budget, job.fit(choice))
         # Weights do not matter to the time: so before any are fitted.
         measured = measure(job, job.fit(choice, steps=0).apply(job.model))
-        gain = measured[0] / measured[1]
+        gain = measured.speedup
         logger.info("predicted %.2f, measured %.2f", wanted, gain)
-        if gain >= budget.speedup and (best is None or gain < best[0]):
-            best = gain, choice, measured
+        if gain >= budget.speedup and (best is None or gain < best[1].speedup):
+            best = choice, measured
         if budget.speedup <= gain <= SLACK * budget.speedup:
             break
         wanted *= math.sqrt(SLACK) * budget.speedup / gain
     if best is not None:
-        return finished(job, budget, job.fit(best[1]), best[2])
+        return finished(job, budget, job.fit(best[0]), best[1])
     most = job.dense_us / job.predicted_for(choices[-1])
     tried = f", and the last one that was tried gains {gain:.2f}" if gain else ""
     return report(job, budget, None, f"the most that all forms together are predicted to gain is {most:.2f}{tried}")
@@ -88,7 +89,7 @@ def by_error(job: Job, choices: Sequence[Choice], budget: Budget) -> Separation:
     return finished(job, budget, plan)
 
 
-def finished(job: Job, budget: Budget, plan: Plan, measured: tuple[float, float] | None = None) -> Separation:
+def finished(job: Job, budget: Budget, plan: Plan, measured: Timing | None = None) -> Separation:
     """The report of a plan that is decided on, distilled if that was asked for."""
     if not (job.distill_steps and plan.layers):
         return report(job, budget, plan, measured=measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import sepc
 from sepc.separation import menus, report
+from sepc.separation.latency import Timing, timing
 from tests.separable.networks import network, smooth_images
 
 SPEEDUP = 1.4
@@ -221,8 +223,9 @@ class Timings:
     def __init__(self, *gains: float) -> None:
         self.gains = list(gains)
 
-    def __call__(self, *_: object) -> tuple[float, float]:
-        return 100.0, 100.0 / self.gains.pop(0)
+    def __call__(self, *_: object) -> Timing:
+        gain = self.gains.pop(0)
+        return Timing(gain, 100.0, 100.0 / gain)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +251,7 @@ def test_what_is_measured_decides_on_the_speed_up(
 
 def test_both_models_are_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(report, "ROUNDS", 2)
+    monkeypatch.setattr(report, "timing", partial(timing, rounds=2))
     x = smooth_images(8, size=28)
     found = sepc.separate(network(64), calibration=x, max_error=5.0, steps=0, num_threads=1, forms=("channels",))
     assert found.measured_us is not None

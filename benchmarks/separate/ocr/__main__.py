@@ -29,9 +29,10 @@ import torch
 from torch import nn
 
 import sepc
-from benchmarks.separate.latency import compiled, timing
+from benchmarks.separate.latency import compiled
 from benchmarks.separate.ocr.models import MissingPackageError, Recognizer, detector, recognizer, texts_of
 from benchmarks.separate.ocr.words import images_of, pages, words
+from sepc.separation.latency import timing
 
 CALIBRATION: Final = 512
 UNLABELLED_WORDS: Final = 2048
@@ -138,7 +139,7 @@ def measured(
             print(f"{case.network}, {wanted:g}×: {result.reason}", flush=True)
             continue
         print(result, flush=True)
-        found = timing(dense, compiled(result.model, case.example, threads), case.example, rounds)
+        found = timing(dense, compiled(result.model, case.example, threads), (case.example,), rounds)
         times = found.speedup, found.dense_us, found.reduced_us
         yield Row(case.network, threads, wanted, steps, *times, *case.judge(result.model), seconds)
 
