@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
+from sepc.backends.each import of_each
 from sepc.backends.gpu.kernel import LAUNCH
 from sepc.backends.gpu.nvcc import Usage, compile_all
 from sepc.backends.gpu.scalars import Language
@@ -22,17 +24,17 @@ from sepc.runtime.opencl import OpenClExecutable
 def build(assembled: Assembled, machine: GpuMachine, language: Language) -> tuple[AnyExecutable, dict[str, float]]:
     """The executable of a program, and the seconds that each stage took.
 
-    The constants of `assembled` are gone afterwards. Raises BuildError where nvcc is missing or fails, TargetError
-    where it does not know the architecture.
+    The constants of `assembled` are gone afterwards. Raises KernelError for kernels that have no form in the language,
+    or that nvcc refuses; BuildError where that is missing, TargetError where it does not know the architecture.
     """
     started = time.perf_counter()
     functions, program = assembled.functions, assembled.program
     launches = {symbol: launch_of(function) for symbol, function in functions.items()}
     if language == "opencl":
-        source = source_of(functions, "opencl")
+        source = _one_source(functions, "opencl")
         opencl = OpenClExecutable(program, constants_of(assembled), source, launches)
         return opencl, {"kernels": time.perf_counter() - started}
-    sources = {symbol: source_of({symbol: function}, "cuda") for symbol, function in functions.items()}
+    sources = _sources(functions, "cuda")
     generated = time.perf_counter()
     cubins = compile_all(sources, machine.architecture)
     code = {symbol: cubin.code for symbol, cubin in cubins.items()}
@@ -41,6 +43,20 @@ def build(assembled: Assembled, machine: GpuMachine, language: Language) -> tupl
     }
     cuda = CudaExecutable(program, constants_of(assembled), code, launches, resources)
     return cuda, {"kernels": generated - started, "nvcc": time.perf_counter() - generated}
+
+
+def _sources(functions: Mapping[str, Expr], language: Language) -> dict[str, str]:
+    """A file for each function; raises KernelError."""
+    return of_each(functions, lambda symbol: source_of({symbol: functions[symbol]}, language))
+
+
+def _one_source(functions: Mapping[str, Expr], language: Language) -> str:
+    """One file for all functions; raises KernelError."""
+    try:
+        return source_of(functions, language)
+    except Exception:  # As in `of_each`. Which of them is it?
+        _sources(functions, language)
+        raise
 
 
 def launch_of(function: Expr) -> Launch:

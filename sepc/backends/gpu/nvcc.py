@@ -12,12 +12,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
 
+from sepc.backends.each import of_each
 from sepc.cache_store import Blobs
 from sepc.errors import BuildError, TargetError
 
@@ -53,10 +53,13 @@ class Cubin:
 
 
 def compile_all(sources: Mapping[str, str], architecture: str) -> dict[str, Cubin]:
-    """The machine code of several sources, by name, a few at a time. Raises what `compile_source` raises."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        compiled = pool.map(lambda source: compile_source(source, architecture), sources.values())
-        return dict(zip(sources, compiled, strict=True))
+    """The machine code of several sources, by name, a few at a time.
+
+    Raises KernelError for those that nvcc refuses; and, before any is compiled, BuildError where it is missing.
+    """
+    if sources:
+        nvcc()
+    return of_each(sources, lambda name: compile_source(sources[name], architecture), WORKERS)
 
 
 def compile_source(source: str, architecture: str) -> Cubin:
