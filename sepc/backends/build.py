@@ -19,8 +19,8 @@ import tvm
 from sepc._remote import Remote
 from sepc.backends.each import of_each, reason_of
 from sepc.backends.gpu import build as gpu_build
+from sepc.backends.gpu.languages import LANGUAGES
 from sepc.backends.gpu.lowering import GpuLowering
-from sepc.backends.gpu.scalars import LANGUAGES
 from sepc.backends.gpu.source import source_of as gpu_source_of
 from sepc.backends.lowering import CpuLowering, Lowering
 from sepc.backends.program import Assembled, constants_of

@@ -12,7 +12,7 @@ from typing import Final
 
 from sepc.cost_model.gpu_blocks import MISS_CYCLES, SCHEDULERS, BlockWork
 from sepc.cost_model.gpu_latency import Grid, Moved
-from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine, lanes_of
 from sepc.cost_model.latency import Cost, in_sequence
 from sepc.cost_model.loops import Footprint, streamed_footprint
 from sepc.cost_model.search import Choice, require_work
@@ -61,7 +61,7 @@ def choose_tasks(
 def small_tilings(stage: Stage) -> list[StageTiling]:
     """Tilings of `stage` whose tasks are small."""
     match stage:
-        case Convolution() if stage.lanewise(VECTOR):
+        case Convolution() if stage.lanewise(lanes_of(stage.element)):
             return [LaneTiling(min(count, stage.out_width), 1, 1, 1, blocks=1) for count in COLUMNS]
         case Convolution():
             panel = split_lanes(min(VECTOR, stage.group_out), VECTOR)
@@ -78,7 +78,8 @@ def predict_tasks(
     """The cost of `stage` under `tiling`; arguments as of `sepc.cost_model.latency.predict`."""
     # Of what is elementwise, each vector is a task, whatever its row.
     elements = math.prod(stage.extents) if isinstance(stage, Map) else 0
-    tasks = ceil_div(elements, VECTOR) or math.prod(task_counts(stage, tiling, VECTOR))
+    lanes = lanes_of(stage.element)
+    tasks = ceil_div(elements, lanes) or math.prod(task_counts(stage, tiling, lanes))
     whole = streamed_footprint(stage, operand_bytes)
     results = whole.results / stage.element.size_bytes
     # Two operations are a multiply-add, and a load.

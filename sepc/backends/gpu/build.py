@@ -9,8 +9,8 @@ import numpy as np
 
 from sepc.backends.each import of_each
 from sepc.backends.gpu.kernel import LAUNCH
+from sepc.backends.gpu.languages import Language
 from sepc.backends.gpu.nvcc import Usage, compile_all
-from sepc.backends.gpu.scalars import Language
 from sepc.backends.gpu.source import source_of
 from sepc.backends.program import Assembled, constants_of
 from sepc.backends.stages.vector import Expr

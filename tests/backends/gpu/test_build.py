@@ -11,7 +11,7 @@ from torch import nn
 
 import sepc
 from sepc.backends.gpu import build, nvcc
-from sepc.backends.gpu.scalars import Language
+from sepc.backends.gpu.languages import Language
 from sepc.errors import BuildError, ModelError
 from tests.gpus import needs_nvcc, needs_opencl
 
