@@ -90,15 +90,38 @@ def predict_tasks(
 
 def _cost(flops: int, tasks: int, instructions: float, whole: Footprint, scattered: float, machine: GpuMachine) -> Cost:
     """The cost of so many tasks of so many instructions, which touch `whole` together."""
-    executed = OVERHEAD_INSTRUCTIONS + instructions
-    warps = THREADS // machine.warp_size
-    work = BlockWork(
-        warps * executed / SCHEDULERS, 0.0, warps * instructions / 2, MISS_CYCLES + CYCLES_PER_INSTRUCTION * executed
-    )
-    missing = missing_part(whole.total / (machine.l2_kib * 1024))
     activations = whole.activations + whole.results
-    moved = Moved(scattered * activations + whole.weights, missing * activations + whole.weights)
+    l2_bytes = scattered * activations + whole.weights
     grid = Grid(ceil_div(tasks, THREADS), machine.resident_blocks(THREADS, REGISTERS, 0), machine)
+    return cost_of_blocks(flops, grid, THREADS, instructions, whole, l2_bytes)
+
+
+def cost_of_blocks(
+    flops: int,
+    grid: Grid,
+    threads: int,
+    instructions: float,
+    whole: Footprint,
+    l2_bytes: float,
+    waiting_cycles: float = 0.0,
+) -> Cost:
+    """The cost of blocks of `threads` threads.
+
+    Args:
+        flops: floating-point operations of all.
+        grid: the blocks.
+        threads: of each.
+        instructions: of a thread, beside `OVERHEAD_INSTRUCTIONS`; half of them are taken to be accesses.
+        whole: what all of them touch, once.
+        l2_bytes: between them and the second level.
+        waiting_cycles: of a thread, beside those for its instructions and the first miss.
+    """
+    machine = grid.machine
+    executed, warps = OVERHEAD_INSTRUCTIONS + instructions, ceil_div(threads, machine.warp_size)
+    latency = MISS_CYCLES + CYCLES_PER_INSTRUCTION * executed + waiting_cycles
+    work = BlockWork(warps * executed / SCHEDULERS, 0.0, warps * instructions / 2, latency)
+    missing = missing_part(whole.total / (machine.l2_kib * 1024))
+    moved = Moved(l2_bytes, missing * (whole.activations + whole.results) + whole.weights)
     return grid.cost(flops, work, moved, whole.total)
 
 
