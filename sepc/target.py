@@ -145,7 +145,7 @@ class Target:
                 f"There is no arithmetic in float16 for the target '{self.name}'",
                 where=f"target='{self.name}', dtype='{name}'",
                 why=f"{self.text} lacks the FP16 instructions of Armv8.2, which kernels for CPUs take",
-                fix=f"leave out dtype, or compile for one that has it: {', '.join((CUDA, OPENCL, *sorted(targets)))}",
+                fix=f"leave out dtype, or compile for one that has it: {', '.join((*sorted(targets), CUDA, OPENCL))}",
             )
         return replace(self, dtype=element.name)
 
