@@ -10,7 +10,7 @@ import numpy as np
 from sepc.backends.each import of_each
 from sepc.backends.gpu.kernel import LAUNCH
 from sepc.backends.gpu.languages import Language
-from sepc.backends.gpu.nvcc import Usage, compile_all
+from sepc.backends.gpu.nvcc import WORKERS, Cubin, Usage, compile_source, nvcc
 from sepc.backends.gpu.source import source_of
 from sepc.backends.program import Assembled, constants_of
 from sepc.backends.stages.vector import Expr
@@ -34,20 +34,19 @@ def build(assembled: Assembled, machine: GpuMachine, language: Language) -> tupl
         source = _one_source(functions, "opencl")
         opencl = OpenClExecutable(program, constants_of(assembled), source, launches)
         return opencl, {"kernels": time.perf_counter() - started}
-    sources = _sources(functions, "cuda")
-    generated = time.perf_counter()
-    cubins = compile_all(sources, machine.architecture)
+    if functions:
+        nvcc()  # Where it is missing, that is not for PyTorch to make up for.
+
+    def compiled(symbol: str) -> Cubin:
+        return compile_source(source_of({symbol: functions[symbol]}, language), machine.architecture)
+
+    cubins = of_each(functions, compiled, WORKERS)
     code = {symbol: cubin.code for symbol, cubin in cubins.items()}
     resources = {
         symbol: resources_of(cubin.usage[symbol], launches[symbol], machine) for symbol, cubin in cubins.items()
     }
     cuda = CudaExecutable(program, constants_of(assembled), code, launches, resources)
-    return cuda, {"kernels": generated - started, "nvcc": time.perf_counter() - generated}
-
-
-def _sources(functions: Mapping[str, Expr], language: Language) -> dict[str, str]:
-    """A file for each function; raises KernelError."""
-    return of_each(functions, lambda symbol: source_of({symbol: functions[symbol]}, language))
+    return cuda, {"kernels": time.perf_counter() - started}
 
 
 def _one_source(functions: Mapping[str, Expr], language: Language) -> str:
@@ -55,7 +54,7 @@ def _one_source(functions: Mapping[str, Expr], language: Language) -> str:
     try:
         return source_of(functions, language)
     except Exception:  # As in `of_each`. Which of them is it?
-        _sources(functions, language)
+        of_each(functions, lambda symbol: source_of({symbol: functions[symbol]}, language))
         raise
 
 

@@ -17,7 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from sepc.backends.each import of_each
 from sepc.cache_store import Blobs
 from sepc.errors import BuildError, TargetError
 
@@ -50,16 +49,6 @@ class Cubin:
 
     code: bytes
     usage: Mapping[str, Usage]
-
-
-def compile_all(sources: Mapping[str, str], architecture: str) -> dict[str, Cubin]:
-    """The machine code of several sources, by name, a few at a time.
-
-    Raises KernelError for those that nvcc refuses; and, before any is compiled, BuildError where it is missing.
-    """
-    if sources:
-        nvcc()
-    return of_each(sources, lambda name: compile_source(sources[name], architecture), WORKERS)
 
 
 def compile_source(source: str, architecture: str) -> Cubin:

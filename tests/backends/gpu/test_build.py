@@ -60,6 +60,23 @@ def test_where_no_kernel_has_a_form_that_is_an_error(monkeypatch: pytest.MonkeyP
 
 
 @needs_nvcc
+def test_kernels_that_have_no_form_and_those_that_nvcc_refuses_are_told_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, *_, last = symbols(CUDA)
+    right = nvcc.compile_source
+
+    def compile_source(source: str, architecture: str) -> nvcc.Cubin:
+        return right("nonsense" if last in source else source, architecture)
+
+    monkeypatch.setattr(build, "compile_source", compile_source)
+    beyond_these_languages(monkeypatch, first)
+    told = str(sepc.explain(MODEL, IMAGE, target=CUDA))
+    assert "LLVM's own" in told
+    assert "its kernel could not be compiled: kernels.cu" in told
+
+
+@needs_nvcc
 def test_a_kernel_that_nvcc_refuses_is_told_and_cannot_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sepc.target.host_gpu", lambda: None)
     refused, right = symbols(CUDA)[-1], nvcc.compile_source
@@ -67,7 +84,7 @@ def test_a_kernel_that_nvcc_refuses_is_told_and_cannot_run_elsewhere(monkeypatch
     def compile_source(source: str, architecture: str) -> nvcc.Cubin:
         return right("nonsense" if refused in source else source, architecture)
 
-    monkeypatch.setattr(nvcc, "compile_source", compile_source)
+    monkeypatch.setattr(build, "compile_source", compile_source)
     assert "its kernel could not be compiled: kernels.cu" in str(sepc.explain(MODEL, IMAGE, target=CUDA))
     with pytest.raises(ModelError, match="no storage class"):
         sepc.compile(MODEL, target=CUDA, example_inputs=(IMAGE,))
