@@ -2,9 +2,10 @@
 
     python -m benchmarks.gpu                                       # all tested models, for all listed architectures
     python -m benchmarks.gpu mobilenetv2_100 --architecture sm_80  # one, with a line for each kernel
+    python -m benchmarks.gpu mobilenetv2_100 --dtype float16       # in halves, with sums in float32
 
 Each kernel is compiled by nvcc. Registers that do not fit are spilled to memory, which no kernel should do; occupancy
-is the share of a multiprocessor's warps that can be there at a time.
+is the share of a multiprocessor's warps that can be there at a time. Times are the cost model's.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import sepc
 from benchmarks.models import TESTED, load
 from sepc.bench.report import describe_versions
+from sepc.ir.element import ElementName
 from sepc.runtime.report import RegionReport
 
 ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_90")
@@ -47,6 +49,17 @@ class Compiled:
         )
 
     @property
+    def predicted(self) -> str:
+        """The predicted time, all of it and by what bounds it."""
+        times_us: dict[str, float] = {}
+        for region in self.regions:
+            if region.bottleneck:
+                times_us[region.bottleneck] = times_us.get(region.bottleneck, 0.0) + region.predicted_us
+        parts = ", ".join(f"{name} {times_us[name]:.0f}" for name in sorted(times_us, key=lambda one: -times_us[one]))
+        total_us = sum(times_us.values())
+        return f"{self.model}, {self.architecture}: predicted {total_us:.0f} µs, by what bounds it: {parts}"
+
+    @property
     def details(self) -> list[str]:
         """A line for each kernel: its region, tiling, and what it takes."""
         return [
@@ -62,10 +75,10 @@ HEAD: Final = (
 )
 
 
-def compile_for(model: str, architecture: str, size: int | None) -> Compiled:
+def compile_for(model: str, architecture: str, size: int | None, dtype: ElementName) -> Compiled:
     """`model` compiled for an architecture at batch 1."""
     module, inputs = load(model, size)
-    fast = sepc.compile(module, target=f"cuda:{architecture}", example_inputs=inputs)
+    fast = sepc.compile(module, target=f"cuda:{architecture}", dtype=dtype, example_inputs=inputs)
     return Compiled(model, architecture, fast.regions)
 
 
@@ -78,18 +91,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", default=TESTED)
     parser.add_argument("--architecture", action="append", help="one of these only; may be repeated")
     parser.add_argument("--size", type=int, help="side of the images in pixels; else that of each model")
+    parser.add_argument("--dtype", choices=get_args(ElementName), default="float32", help="the type of its kernels")
     parser.add_argument("--output", type=Path, help=f"where to write it; all of it goes to {RESULTS.name}")
     options = parser.parse_args(arguments)
     lines, details, spilling = [HEAD], list[str](), 0
     print(HEAD, flush=True)
     for model in options.models:
         for architecture in options.architecture or ARCHITECTURES:
-            compiled = compile_for(model, architecture, options.size)
+            compiled = compile_for(model, architecture, options.size, options.dtype)
             print(compiled.row, flush=True)
             lines.append(compiled.row)
-            details += ["", f"{model}, {architecture}", *compiled.details]
+            details += ["", compiled.predicted, *compiled.details]
             spilling += any(one.spilled_bytes for region in compiled.regions for one in region.resources)
     everything = tuple(options.models) == TESTED and not (options.architecture or options.size)
+    everything &= options.dtype == "float32"
     if path := options.output or (RESULTS if everything else None):
         versions = ", ".join(f"{name} {version}" for name, version in describe_versions().items())
         path.write_text("\n".join([*lines, "", versions, *details, ""]), encoding="utf-8")

@@ -63,8 +63,8 @@ def compile(  # noqa: A001 -- the public name, as PyTorch's own
         target: "native", "x86-64-v3", "x86-64-v4", "arm64", or "x86:<llvm cpu>" or "arm64:<llvm cpu>"; for GPUs "cuda",
             "cuda:sm_80" and others, whose inputs are tensors of the GPU (the module stays on the CPU), or "opencl".
         dtype: the type in which kernels compute, and in which weights and intermediate results are kept: "float32", or
-            "float16", of Armv8.2 and later, with sums of float32 where they are long, and results to some 1e-2. Inputs
-            and results have the model's own types either way.
+            "float16", of Armv8.2 and later and of GPUs, with sums of float32 where they are long, and results to some
+            1e-2. Inputs and results have the model's own types either way.
         example_inputs: positional arguments to compile for now; else each new input shape compiles at its first call.
         num_threads: threads per call; by default those of ``torch.get_num_threads()`` at the call.
         optimize: "time", or "memory" for the smallest arena: chains as long and windows as small as that takes.

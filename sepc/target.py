@@ -122,13 +122,10 @@ class Target:
 
     @property
     def has_float16(self) -> bool:
-        """Whether it has arithmetic on vectors of float16 that sepc has kernels for, which is that of Armv8.2."""
+        """Whether sepc has kernels for float16 on it: any GPU, and CPUs with the arithmetic of Armv8.2."""
         cpu = CPUS[self.llvm_cpu]
-        return (
-            self.gpu is None
-            and "fullfp16" in cpu.features
-            and "-fullfp16" not in self.features
-            and cpu.architecture == "aarch64"
+        return self.gpu is not None or (
+            "fullfp16" in cpu.features and "-fullfp16" not in self.features and cpu.architecture == "aarch64"
         )
 
     def computing_in(self, dtype: str | torch.dtype) -> Target:
@@ -147,8 +144,8 @@ class Target:
             raise TargetError(
                 f"There is no arithmetic in float16 for the target '{self.name}'",
                 where=f"target='{self.name}', dtype='{name}'",
-                why=f"it takes a 64-bit Arm core with the FP16 instructions of Armv8.2, which {self.text} lacks",
-                fix=f"leave out dtype, or compile for one that has it: {', '.join(sorted(targets))}",
+                why=f"{self.text} lacks the FP16 instructions of Armv8.2, which kernels for CPUs take",
+                fix=f"leave out dtype, or compile for one that has it: {', '.join((*sorted(targets), CUDA, OPENCL))}",
             )
         return replace(self, dtype=element.name)
 

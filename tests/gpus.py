@@ -21,10 +21,13 @@ from sepc.cost_model.gpu_search import choose_gpu, gpu_tilings
 from sepc.cost_model.search import Choice
 from sepc.errors import DeviceError
 from sepc.ir.convolution import Convolution
+from sepc.ir.element import ElementName
 from sepc.passes import fuse
 from sepc.runtime import opencl
 
 TOLERANCE = 1e-4
+TOLERANCES: dict[ElementName, float] = {"float32": TOLERANCE, "float16": 5e-3}
+"""Of results, relative to the largest: in float16 ten roundings, of inputs, weights and results."""
 MANY = 3000
 
 
@@ -41,17 +44,19 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="there is n
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
 
 
-def agrees(model: nn.Module, *inputs: torch.Tensor, kernel: str = "sepc") -> sepc.CompiledModel:
-    """Compile `model` for OpenCL and compare with eager; all regions must be run by `kernel`."""
+def agrees(
+    model: nn.Module, *inputs: torch.Tensor, kernels: str = "sepc", dtype: ElementName = "float32"
+) -> sepc.CompiledModel:
+    """Compile `model` for OpenCL and compare with eager; `kernels` are who runs regions."""
     model = model.eval()
-    compiled = sepc.compile(model, target="opencl")
+    compiled = sepc.compile(model, target="opencl", dtype=dtype)
     with torch.no_grad():
         expected = pytree.tree_leaves(model(*inputs))
     for result, reference in zip(pytree.tree_leaves(compiled(*inputs)), expected, strict=True):
-        assert result.shape == reference.shape
-        error = (result - reference).abs().max() / reference.abs().max().clamp(min=1e-6)
-        assert error <= TOLERANCE, f"relative error {error:.2g}"
-    assert {region.kernel for region in compiled.regions} == {kernel}
+        assert (result.shape, result.dtype) == (reference.shape, reference.dtype)
+        error = (result.float() - reference.float()).abs().max() / reference.float().abs().max().clamp(min=1e-6)
+        assert error <= TOLERANCES[dtype], f"relative error {error:.2g}"
+    assert {region.kernel for region in compiled.regions} == set(kernels.split())
     return compiled
 
 

@@ -11,33 +11,40 @@ import torch
 
 import sepc
 from benchmarks.models import TESTED, load
-from tests.gpus import TOLERANCE, needs_cuda, needs_opencl
+from sepc.ir.element import ElementName
+from tests.gpus import TOLERANCES, needs_cuda, needs_opencl
 
 REDUCED = {"mobilenetv2_100": 96, "efficientnet_lite0": 96, "convnext_tiny": 64, "xception41": 96}
+IN_FLOAT16 = ("mobilenetv2_100", "convnext_tiny")
 
 
 @needs_opencl
 @pytest.mark.slow
-@pytest.mark.parametrize("name", REDUCED)
-def test_agrees_with_eager_by_opencl(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in REDUCED), *((name, "float16") for name in IN_FLOAT16)]
+)
+def test_agrees_with_eager_by_opencl(name: str, dtype: ElementName) -> None:
     model, (x,) = load(name, REDUCED[name])
     with torch.inference_mode():
         reference = model(x)
-    compiled = sepc.compile(model, target="opencl")
-    assert (compiled(x) - reference).abs().max() <= TOLERANCE * reference.abs().max()
+    compiled = sepc.compile(model, target="opencl", dtype=dtype)
+    assert (compiled(x) - reference).abs().max() <= TOLERANCES[dtype] * reference.abs().max()
     assert {region.kernel for region in compiled.regions} <= {"sepc", "tvm"}
 
 
 @needs_cuda
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", TESTED)
-def test_agrees_with_eager_on_an_nvidia_gpu(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in TESTED), *((name, "float16") for name in IN_FLOAT16)]
+)
+def test_agrees_with_eager_on_an_nvidia_gpu(name: str, dtype: ElementName) -> None:
     model, inputs = load(name)
     with torch.inference_mode():
         references = torch.utils._pytree.tree_leaves(model(*inputs))
-    results = torch.utils._pytree.tree_leaves(sepc.compile(model, target="cuda")(*(x.cuda() for x in inputs)))
+    compiled = sepc.compile(model, target="cuda", dtype=dtype)
+    results = torch.utils._pytree.tree_leaves(compiled(*(x.cuda() for x in inputs)))
     for result, reference in zip(results, references, strict=True):
-        assert (result.cpu() - reference).abs().max() <= TOLERANCE * reference.abs().max()
+        assert (result.cpu() - reference).abs().max() <= TOLERANCES[dtype] * reference.abs().max()
 
 
 @needs_cuda

@@ -331,6 +331,8 @@ def test_opencl_needs_its_python_package(monkeypatch: pytest.MonkeyPatch) -> Non
         Target.parse("opencl").require_runnable()
 
 
-def test_gpus_have_no_float16_yet() -> None:
-    with pytest.raises(TargetError, match=r"no arithmetic in float16 for the target 'cuda:sm_80'"):
-        Target.parse("cuda:sm_80").computing_in("float16")
+@pytest.mark.parametrize("name", ["cuda:sm_75", "opencl"])
+def test_gpus_compute_what_lies_in_memory_as_float16(name: str) -> None:
+    target = Target.parse(name).computing_in(torch.float16)
+    assert target.element == FLOAT16
+    assert target.text.endswith("in float16")

@@ -11,16 +11,16 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import tvm
 
 from sepc._remote import Remote
+from sepc.backends.each import of_each, reason_of
 from sepc.backends.gpu import build as gpu_build
+from sepc.backends.gpu.languages import LANGUAGES
 from sepc.backends.gpu.lowering import GpuLowering
-from sepc.backends.gpu.scalars import LANGUAGES
 from sepc.backends.gpu.source import source_of as gpu_source_of
 from sepc.backends.lowering import CpuLowering, Lowering
 from sepc.backends.program import Assembled, constants_of
@@ -28,8 +28,8 @@ from sepc.backends.remote import RemoteExecutable
 from sepc.backends.stages.vector import Expr
 from sepc.bundle import emulation
 from sepc.c_compiler import c_compiler
-from sepc.errors import BuildError, KernelError
-from sepc.progress import progress, waiting
+from sepc.errors import BuildError
+from sepc.progress import waiting
 from sepc.runtime.executable import AnyExecutable, Executable
 from sepc.runtime.program import KernelCall
 from sepc.target import Target
@@ -72,24 +72,13 @@ def compile_objects(kernels: Mapping[str, Expr], target: Target, directory: Path
 
     Raises KernelError with all that cannot be compiled.
     """
-    reasons: dict[str, str] = {}
 
-    def compile_one(item: tuple[str, Expr]) -> Path:
-        symbol, function = item
+    def compile_one(symbol: str) -> Path:
         path = directory / f"{symbol}.o"
-        try:
-            module = compile_function(function, target).mod
-        except Exception as error:  # TVM raises whatever its passes stumble over.
-            reasons[symbol] = _last_line(error)
-        else:
-            path.write_bytes(_object_bytes(module))
+        path.write_bytes(_object_bytes(compile_function(kernels[symbol], target).mod))
         return path
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(progress(pool.map(compile_one, kernels.items()), "kernels", len(kernels)))
-    if reasons:
-        raise KernelError(f"{len(reasons)} of {len(kernels)} kernels could not be compiled", reasons)
-    return objects
+    return list(of_each(kernels, compile_one, os.cpu_count() or 1).values())
 
 
 def compile_function(function: Expr, target: Target) -> Expr:
@@ -108,7 +97,7 @@ def compile_module(kernels: Mapping[str, Expr], target: Target, prefix: str) -> 
             executable = tvm.compile(module, target=tvm.target.Target(target.llvm_target()), tir_pipeline="tirx")
         return _object_bytes(executable.mod)
     except Exception as error:  # As above.
-        raise BuildError("The kernels could not be compiled", why=_last_line(error)) from error
+        raise BuildError("The kernels could not be compiled", why=reason_of(error)) from error
 
 
 @contextmanager
@@ -139,10 +128,6 @@ def _object_bytes(module: Expr) -> bytes:
             return content.read()
     finally:
         os.close(file)
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def source_of(function: Expr, form: str, target: Target) -> str:

@@ -65,7 +65,7 @@ def stage_maker(problem: Problem, tiling: Tiling, arguments: Arguments, turn_row
     if isinstance(stage, Interleaved) and anchor is not None and isinstance(tiling, InterleavedTiling):
         return _interleaved_maker(anchor, stage, tiling, arguments)
     if isinstance(stage, Pooling) and isinstance(tiling, LaneTiling):
-        return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish)
+        return lambda frame, read, sink: PoolingStage(stage, tiling, lanes, read, sink.finish, frame.share)
     if isinstance(stage, Normalization) and anchor is not None and isinstance(tiling, RowTiling):
         return _normalization_maker(anchor, stage, tiling, arguments)
     if isinstance(stage, GroupNormalization) and anchor is not None and isinstance(tiling, RowTiling):
@@ -149,14 +149,14 @@ def _normalization_maker(anchor: fx.Node, stage: Normalization, tiling: RowTilin
     """The same for a layer or RMS normalisation or a softmax."""
     lanes = arguments.lanes(stage.element)
     if isinstance(stage, Softmax):
-        return lambda frame, read, sink: SoftmaxStage(stage, tiling, lanes, read, sink.finish)
+        return lambda frame, read, sink: SoftmaxStage(stage, tiling, lanes, read, sink.finish, frame.share)
     if layers.RMSNorm.matches(anchor):
         weight, bias = layers.RMSNorm.of(anchor).weight, None
     else:
         weight, bias = layers.LayerNorm.of(anchor).weight, layers.LayerNorm.of(anchor).bias
     gain, shift = _optional("gain", weight, arguments), _optional("shift", bias, arguments)
     return lambda frame, read, sink: NormalizationStage(
-        stage, tiling, lanes, read, sink.finish, frame.buffers.get(gain), frame.buffers.get(shift)
+        stage, tiling, lanes, read, sink.finish, frame.share, frame.buffers.get(gain), frame.buffers.get(shift)
     )
 
 

@@ -15,6 +15,7 @@ from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
 from sepc.cost_model.gpu_tiling import GpuLink, Tile, is_dense, read_extent
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
+from sepc.ir.element import FLOAT16, Element
 
 SCHEDULERS: Final = 4
 """Instructions of a warp that a multiprocessor issues per cycle (NVIDIA, 'CUDA C++ Programming Guide')."""
@@ -22,6 +23,8 @@ ADDRESS_INSTRUCTIONS: Final = 8
 """Per item: where it is, and whether that is inside of the image."""
 STEP_INSTRUCTIONS: Final = 2
 """Per step of a dense item: part of the loop, and of the addresses, as loops are unrolled."""
+CONVERSIONS: Final = VECTOR
+"""Instructions that a vector of halves takes on its way to or from registers, which hold float32."""
 EPILOGUE_INSTRUCTIONS: Final = 6
 """Per vector of results, beside its elementwise operators: where it goes, and its store."""
 HIT_CYCLES: Final = 33.0
@@ -102,6 +105,8 @@ def item_work(
         steps = conv.kernel[0]
         loads = link.vectors * (conv.kernel[0] * _row_loads(conv, link) + conv.taps)
         others += loads
+    if conv.element == FLOAT16:
+        others += CONVERSIONS * (loads + vectors)
     instructions = multiply_adds + loads + others
     vector_cycles = VECTOR * conv.element.size_bytes * machine.warp_size / machine.shared_bytes_per_cycle
     # Lines of the input come anew, one after the other if they are those of one pixel.
@@ -120,9 +125,9 @@ def _row_loads(conv: Convolution, link: GpuLink) -> int:
     return min(span, link.pixels * conv.kernel[1])
 
 
-def copy_work(tile: Tile, threads: int, machine: GpuMachine) -> BlockWork:
-    """What a block does to copy `tile` to shared memory."""
-    vector_cycles = 4 * VECTOR * machine.warp_size / machine.shared_bytes_per_cycle
+def copy_work(tile: Tile, element: Element, threads: int, machine: GpuMachine) -> BlockWork:
+    """What a block does to copy `tile`, of numbers of that type, to shared memory."""
+    vector_cycles = element.size_bytes * VECTOR * machine.warp_size / machine.shared_bytes_per_cycle
     instructions = 2 + ADDRESS_INSTRUCTIONS
     item = BlockWork(instructions / SCHEDULERS, 0.0, 2 * vector_cycles, instructions)
     work = item.spread(tile.rows * tile.columns * ceil_div(tile.channels, VECTOR), threads, machine.warp_size)

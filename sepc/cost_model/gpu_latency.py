@@ -154,7 +154,7 @@ class GpuProblem:
         turns, last, work = turns_of(self.links, tiling.chunk), len(self.links) - 1, NOTHING
         if self.copies_input:
             copied = read_tile(self.links[0], tiling.rows, tiling.columns, tiling.chunk)
-            work = work.plus(copy_work(copied, tiling.threads, self.machine), turns)
+            work = work.plus(copy_work(copied, self.links[0].element, tiling.threads, self.machine), turns)
         for index, (link, tile) in enumerate(zip(tiling.links, tiles, strict=True)):
             own = self.item(index, link).spread(tile.items(link), tiling.threads, self.machine.warp_size)
             # The sums of a dense last link stay: one item, whose steps are spread over the turns.

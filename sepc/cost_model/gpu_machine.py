@@ -13,9 +13,15 @@ from functools import cache
 from typing import Any, Final
 
 from sepc.cost_model.machine import GPU_PREFIXES, descriptions, malformed, read_description
+from sepc.ir.element import Element
 
 VECTOR: Final = 4
 """Channels of a vector: a float4, the widest that a thread loads or stores at once."""
+
+
+def lanes_of(element: Element) -> int:
+    """Numbers of that type in the widest vector that a thread loads or stores at once."""
+    return VECTOR * element.per_float32
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from sepc.cost_model.chain import Objective
 from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.cost_model.gpu_search import choose_gpu, is_gpu_chain
 from sepc.cost_model.gpu_tasks import choose_tasks
+from sepc.cost_model.gpu_teams import choose_teams
 from sepc.cost_model.search import Choice, require_work
 from sepc.cost_model.work import Work
 from sepc.ir.convolution import Convolution
+from sepc.ir.group_normalization import GroupNormalization
+from sepc.ir.phases import Interleaved
 from sepc.ir.stage import Stage
 
 
@@ -20,8 +23,9 @@ class GpuPlanner:
     """Plans for a GPU.
 
     Convolutions and chains of them get a `GpuTiling`; chains are depthwise and dense links in the orders that
-    `sepc.cost_model.gpu_tiling` describes. All else gets tasks as small as can be. The algorithms of Strassen and
-    Winograd, which take scratch, and means over rows, which take whole rows per thread, are not offered.
+    `sepc.cost_model.gpu_tiling` describes. What reduces rows or whole images gets teams of threads that share a task,
+    all else tasks as small as can be. The algorithms of Strassen and Winograd, which take scratch, and means over rows,
+    which take whole rows per thread, are not offered.
     """
 
     machine: GpuMachine
@@ -38,7 +42,12 @@ class GpuPlanner:
             require_work(stage)
             if work.packed and (found := self._choose_links([work])) is not None:
                 return found
-        return choose_tasks(stage, self.machine, work.epilogue_cost, work.operand_bytes)
+        arguments = self.machine, work.epilogue_cost, work.operand_bytes
+        alone = choose_tasks(stage, *arguments)
+        if isinstance(stage, Interleaved | GroupNormalization):
+            return alone
+        together = choose_teams(stage, *arguments)
+        return alone if together is None else min(alone, together, key=lambda one: one.cost.time_us)
 
     def choose_chain(self, links: Sequence[Work], objective: Objective = "time") -> Choice | None:
         """The same, of what lies in shared memory between links."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from sepc.cost_model.gpu_blocks import MISS_CYCLES, SCHEDULERS, BlockWork
 from sepc.cost_model.gpu_latency import Grid, Moved
-from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine, lanes_of
 from sepc.cost_model.latency import Cost, in_sequence
 from sepc.cost_model.loops import Footprint, streamed_footprint
 from sepc.cost_model.search import Choice, require_work
@@ -61,7 +61,7 @@ def choose_tasks(
 def small_tilings(stage: Stage) -> list[StageTiling]:
     """Tilings of `stage` whose tasks are small."""
     match stage:
-        case Convolution() if stage.lanewise(VECTOR):
+        case Convolution() if stage.lanewise(lanes_of(stage.element)):
             return [LaneTiling(min(count, stage.out_width), 1, 1, 1, blocks=1) for count in COLUMNS]
         case Convolution():
             panel = split_lanes(min(VECTOR, stage.group_out), VECTOR)
@@ -78,7 +78,8 @@ def predict_tasks(
     """The cost of `stage` under `tiling`; arguments as of `sepc.cost_model.latency.predict`."""
     # Of what is elementwise, each vector is a task, whatever its row.
     elements = math.prod(stage.extents) if isinstance(stage, Map) else 0
-    tasks = ceil_div(elements, VECTOR) or math.prod(task_counts(stage, tiling, VECTOR))
+    lanes = lanes_of(stage.element)
+    tasks = ceil_div(elements, lanes) or math.prod(task_counts(stage, tiling, lanes))
     whole = streamed_footprint(stage, operand_bytes)
     results = whole.results / stage.element.size_bytes
     # Two operations are a multiply-add, and a load.
@@ -89,15 +90,38 @@ def predict_tasks(
 
 def _cost(flops: int, tasks: int, instructions: float, whole: Footprint, scattered: float, machine: GpuMachine) -> Cost:
     """The cost of so many tasks of so many instructions, which touch `whole` together."""
-    executed = OVERHEAD_INSTRUCTIONS + instructions
-    warps = THREADS // machine.warp_size
-    work = BlockWork(
-        warps * executed / SCHEDULERS, 0.0, warps * instructions / 2, MISS_CYCLES + CYCLES_PER_INSTRUCTION * executed
-    )
-    missing = missing_part(whole.total / (machine.l2_kib * 1024))
     activations = whole.activations + whole.results
-    moved = Moved(scattered * activations + whole.weights, missing * activations + whole.weights)
+    l2_bytes = scattered * activations + whole.weights
     grid = Grid(ceil_div(tasks, THREADS), machine.resident_blocks(THREADS, REGISTERS, 0), machine)
+    return cost_of_blocks(flops, grid, THREADS, instructions, whole, l2_bytes)
+
+
+def cost_of_blocks(
+    flops: int,
+    grid: Grid,
+    threads: int,
+    instructions: float,
+    whole: Footprint,
+    l2_bytes: float,
+    waiting_cycles: float = 0.0,
+) -> Cost:
+    """The cost of blocks of `threads` threads.
+
+    Args:
+        flops: floating-point operations of all.
+        grid: the blocks.
+        threads: of each.
+        instructions: of a thread, beside `OVERHEAD_INSTRUCTIONS`; half of them are taken to be accesses.
+        whole: what all of them touch, once.
+        l2_bytes: between them and the second level.
+        waiting_cycles: of a thread, beside those for its instructions and the first miss.
+    """
+    machine = grid.machine
+    executed, warps = OVERHEAD_INSTRUCTIONS + instructions, ceil_div(threads, machine.warp_size)
+    latency = MISS_CYCLES + CYCLES_PER_INSTRUCTION * executed + waiting_cycles
+    work = BlockWork(warps * executed / SCHEDULERS, 0.0, warps * instructions / 2, latency)
+    missing = missing_part(whole.total / (machine.l2_kib * 1024))
+    moved = Moved(l2_bytes, missing * (whole.activations + whole.results) + whole.weights)
     return grid.cost(flops, work, moved, whole.total)
 
 

@@ -9,6 +9,7 @@ from typing import Final, Literal
 from sepc.cost_model.gpu_tiling import GpuTiling
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import WINOGRAD_TAPS, Convolution
+from sepc.ir.element import FLOAT32
 
 Narrow = Literal["alone", "in pairs", "widened"]
 """What registers hold of a panel's vectors that are narrower than its others: one vector, those of two columns side by
@@ -248,6 +249,42 @@ class RowTiling:
         return f"task {self.rows} rows"
 
 
+@dataclass(frozen=True)
+class TeamTiling:
+    """Blocking of a stage that reduces, for a GPU: the threads of a team go through what a task reduces together.
+
+    Member m of a team takes items m, m + members, … of its task, which are vectors of a row, or pixels of an image.
+    What the members came to is combined in shared memory.
+
+    Attributes:
+        task: what one task is; a team has one.
+        members: threads of a team, a power of two. teams: of a thread block.
+        row_wise: whether threads next to each other are members of one team, as items next to each other are in memory;
+            else they are of teams next to each other, since it is tasks that are.
+        width: numbers that each member combines at a time.
+    """
+
+    task: LaneTiling | RowTiling
+    members: int
+    teams: int
+    row_wise: bool
+    width: int
+
+    def __str__(self) -> str:
+        each = "row" if self.row_wise else "vector of channels"
+        return f"{self.members} threads for each {each}, {self.teams} of these in a block"
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.members * self.teams
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: what each thread combines, in float32."""
+        return FLOAT32.size_bytes * self.threads * self.width
+
+
 LinkTiling = DenseTiling | LaneTiling | RowTiling  # of stages that can be computed a few rows at a time
 StageTiling = LinkTiling | StrassenTiling | WinogradTiling
 
@@ -284,4 +321,4 @@ class InterleavedTiling:
         return f"{len(self.phases)} phases: " + "; ".join(dict.fromkeys(map(str, self.phases)))
 
 
-Tiling = StageTiling | ChainTiling | InterleavedTiling | GpuTiling
+Tiling = StageTiling | ChainTiling | InterleavedTiling | TeamTiling | GpuTiling

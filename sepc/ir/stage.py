@@ -56,6 +56,12 @@ class Pooling(Stacked):
         return self.kernel
 
     @property
+    def is_global(self) -> bool:
+        """Whether each image has one window, which is all of it."""
+        planes = 1 if self.depth is None else self.depth.out_planes
+        return self.adaptive and (planes, self.out_height, self.out_width) == (1, 1, 1)
+
+    @property
     def flops(self) -> int:
         """One operation per input element that a window reads."""
         rows, columns = self.window

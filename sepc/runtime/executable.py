@@ -13,12 +13,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from sepc.errors import ArtifactError, OutOfMemoryError
-from sepc.runtime.program import HostCall, Program, Storage, TensorReference
+from sepc.runtime.program import HostCall, KernelCall, Program, Storage, TensorReference
 
 ALIGNMENT_BYTES = 64
 HUGE_PAGE_BYTES = 2 << 20
@@ -48,6 +48,17 @@ class AnyExecutable(Protocol):
 
     def profile(self, inputs: Sequence[torch.Tensor], threads: int, repeats: int) -> dict[str, float]:
         """Median time of each region over `repeats` runs, in microseconds, by the region's name."""
+
+
+@runtime_checkable
+class KernelRunner(Protocol):
+    """An executable whose kernels this host runs one by one, so that they can be compared with PyTorch."""
+
+    def scratch_blocks(self) -> list[torch.Tensor]:
+        """Memory blocks as a call has them, inputs included, with nothing in them but the constants."""
+
+    def run_kernels(self, calls: Sequence[KernelCall], blocks: Sequence[torch.Tensor]) -> None:
+        """Run these, one after the other, on `blocks`; raises DeviceError where there is nothing to run them on."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +120,20 @@ class Executable:
         return getattr(self._functions, symbol)
 
     def scratch_blocks(self) -> list[torch.Tensor]:
-        """Memory blocks as a call has them, inputs included, with nothing in them but the constants."""
-        own = [torch.empty(s.elements, dtype=s.dtype) for s in (*self.program.inputs, *self.program.storages)]
-        return [aligned_bytes(self.program.arena_bytes), self.constants, *own]
+        """See `KernelRunner`."""
+        return scratch_blocks(self.program, self.constants)
+
+    def run_kernels(self, calls: Sequence[KernelCall], blocks: Sequence[torch.Tensor]) -> None:
+        """See `KernelRunner`."""
+        for call in calls:
+            pointers = [ctypes.c_void_p(blocks[p.block].data_ptr() + p.offset_bytes) for p in call.arguments]
+            self.kernel(call.symbol)(*pointers, 0, 1)
+
+
+def scratch_blocks(program: Program, constants: torch.Tensor) -> list[torch.Tensor]:
+    """Memory blocks on this host as a call of `program` has them, with nothing in them but the constants."""
+    own = [torch.empty(one.elements, dtype=one.dtype) for one in (*program.inputs, *program.storages)]
+    return [aligned_bytes(program.arena_bytes), constants, *own]
 
 
 def median_times(

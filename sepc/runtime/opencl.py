@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from sepc.errors import ArtifactError, BuildError, DeviceError
-from sepc.runtime.executable import aligned_bytes, median_times, run_on_host, view
+from sepc.runtime.executable import aligned_bytes, median_times, run_on_host, scratch_blocks, view
 from sepc.runtime.gpu import Launch
 from sepc.runtime.program import CONSTANTS, HostCall, KernelCall, Program
 
@@ -79,6 +79,20 @@ class OpenClExecutable:
         """Median time of each region over `repeats` runs, in microseconds, by the region's name."""
         return median_times(self, inputs, threads, repeats)
 
+    def scratch_blocks(self) -> list[torch.Tensor]:
+        """See `sepc.runtime.executable.KernelRunner`."""
+        return scratch_blocks(self.program, self.constants)
+
+    def run_kernels(self, calls: Sequence[KernelCall], blocks: Sequence[torch.Tensor]) -> None:
+        """See `sepc.runtime.executable.KernelRunner`."""
+        kernels = self._kernels
+        used = {pointer.block for call in calls for pointer in call.arguments} - {CONSTANTS}
+        buffers = {CONSTANTS: kernels.constants, **{index: upload(blocks[index]) for index in used}}
+        for call in calls:
+            kernels.launch(call, self.launches[call.symbol], buffers)
+        for index in used:
+            download(buffers[index], blocks[index])
+
     @property
     def _kernels(self) -> _Kernels:
         """The kernels, built at the first call; several threads may each build them then."""
@@ -106,8 +120,8 @@ class _Kernels:
             ) from error
         return _Kernels({symbol: cl.Kernel(program, symbol) for symbol in launches}, upload(constants))
 
-    def launch(self, call: KernelCall, launch: Launch, buffers: Sequence[Handle]) -> None:
-        """Run a kernel after what was run before."""
+    def launch(self, call: KernelCall, launch: Launch, buffers: Sequence[Handle] | Mapping[int, Handle]) -> None:
+        """Run a kernel after what was run before, on `buffers`, by the number of their block."""
         arguments: list[Any] = []
         for pointer, size_bytes in zip(call.arguments, launch.element_bytes, strict=True):
             arguments += [buffers[pointer.block], np.int32(pointer.offset_bytes // size_bytes)]

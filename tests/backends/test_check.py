@@ -10,6 +10,9 @@ from torch import nn
 
 import sepc
 from sepc.backends import generic_ops
+from tests.gpus import needs_opencl
+
+TARGETS = ["native", pytest.param("opencl", marks=needs_opencl)]
 
 
 class Rolled(nn.Module):
@@ -19,15 +22,17 @@ class Rolled(nn.Module):
         return torch.roll(torch.relu(x), 1, 2) * 2
 
 
-def test_a_right_kernel_of_tvm_is_kept() -> None:
-    compiled = sepc.compile(Rolled().eval())
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_right_kernel_of_tvm_is_kept(target: str) -> None:
+    compiled = sepc.compile(Rolled().eval(), target=target)
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(compiled(x), Rolled()(x))
     assert [region.kernel for region in compiled.regions] == ["sepc", "tvm", "sepc"]
 
 
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_wrong_kernel_of_tvm_is_handed_to_pytorch_with_the_difference(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, target: str
 ) -> None:
     right = generic_ops.CONVERTERS["roll.default"]
 
@@ -35,7 +40,7 @@ def test_a_wrong_kernel_of_tvm_is_handed_to_pytorch_with_the_difference(
         return right(emitter, x, [shift + 1 for shift in shifts], dims)
 
     monkeypatch.setitem(generic_ops.CONVERTERS, "roll.default", wrong)
-    compiled = sepc.compile(Rolled().eval())
+    compiled = sepc.compile(Rolled().eval(), target=target)
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(compiled(x), Rolled()(x))
     rolled = compiled.regions[1]

@@ -24,9 +24,7 @@ def test_a_kernel_that_spills_is_a_failure(
         region("second", "sepc", Resources(96, spilled_bytes, 4096, 0.25)),
         region("third", "torch"),
     )
-    monkeypatch.setattr(
-        gpu, "compile_for", lambda model, architecture, size: gpu.Compiled(model, architecture, regions)
-    )
+    monkeypatch.setattr(gpu, "compile_for", lambda model, architecture, *_: gpu.Compiled(model, architecture, regions))
     written = tmp_path / "table.txt"
     assert gpu.main(["net", "--architecture", "sm_80", "--output", str(written)]) == status
     head, row, *_, last = written.read_text().rstrip().splitlines()

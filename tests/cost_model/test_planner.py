@@ -84,7 +84,6 @@ def test_a_gpu_has_no_algorithm_that_takes_scratch_and_gathers_nothing() -> None
         (Work(Convolution(1, 9, 9, 9, 9, 16, 16, 2, (3, 3), (1, 1), (1, 1))), DenseTiling),
         (Work(Convolution(1, 9, 9, 9, 9, 8, 6, depth=Depth(3, 3))), DenseTiling),
         (Work(POOL), LaneTiling),
-        (Work(NORMALIZATION), RowTiling),
         (Work(Map((784, 192))), RowTiling),
         (Work(GROUPS), RowTiling),
     ],

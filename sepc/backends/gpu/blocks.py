@@ -16,7 +16,7 @@ from torch import fx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.gpu.boxes import Box, Channels, Item, Run, for_each_item, items_of
-from sepc.backends.gpu.kernel import BlockFrame
+from sepc.backends.gpu.kernel import BlockFrame, barrier
 from sepc.backends.gpu.links import Constants, LinkEmitter, Sums
 from sepc.backends.gpu.memory import GlobalSource, SharedSource, SharedTile, Source
 from sepc.backends.sink import Sink
@@ -158,7 +158,7 @@ class _Turns:
             with when(busy):
                 self._last(inputs).add(sums, item, self.channels, inputs)
             if more:
-                _barrier()
+                barrier()
 
         full, rest = divmod(last.in_channels, chunk)
         if full == 1:
@@ -200,11 +200,11 @@ class _Turns:
         if len(links) == 1:
             if is_dense(links[0].conv):
                 self._copy(inputs)
-                _barrier()
+                barrier()
             return
         for index in range(len(links) - 1):
             self._between(index, inputs)
-            _barrier()
+            barrier()
 
     def _copy(self, inputs: Channels) -> None:
         """The input of a single dense layer."""
@@ -277,8 +277,3 @@ def _store(
             tile.store(row, column, own, link.result(position, value))
         with T.Else():
             tile.store(row, column, own, constant(0, lanes_of(value), type_of(value)))
-
-
-def _barrier() -> None:
-    """Wait until all threads of the block are here, and their writes to shared memory are seen."""
-    T.evaluate(T.tvm_storage_sync("shared"))

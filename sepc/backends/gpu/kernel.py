@@ -65,19 +65,24 @@ class BlockFrame:
 
 def task_function(parameters: Sequence[Parameter], body: Callable[[Frame], None]) -> Expr:
     """The device function whose statements `body` emits for one thread, with as many threads as it has tasks."""
+
+    def emit(frame: BlockFrame, totals: list[int], blocks: int = 1) -> None:
+        thread = T.Bind(frame.block * TASK_THREADS + frame.thread)
+        threads = tirx.const(blocks * TASK_THREADS, "int32")
+        body(GpuFrame(frame.buffers, thread, threads, totals))
+
+    blocks = ceil_div(counted_tasks(parameters, emit, TASK_THREADS), TASK_THREADS)
+    return block_function(parameters, lambda frame: emit(frame, [], blocks), blocks, TASK_THREADS)
+
+
+def counted_tasks(parameters: Sequence[Parameter], emit: Callable[[BlockFrame, list[int]], None], threads: int) -> int:
+    """How many tasks there are of a kernel whose body `emit` emits, which appends it to the list; at least 1.
+
+    The body is emitted for that, and forgotten.
+    """
     totals: list[int] = []
-
-    def counted(blocks: int) -> Callable[[BlockFrame], None]:
-        def emit(frame: BlockFrame) -> None:
-            thread = T.Bind(frame.block * TASK_THREADS + frame.thread)
-            threads = tirx.const(blocks * TASK_THREADS, "int32")
-            body(GpuFrame(frame.buffers, thread, threads, totals))
-
-        return emit
-
-    _raw_function(parameters, counted(1), TASK_THREADS)  # To find out how many tasks there are.
-    blocks = max(1, ceil_div(max(totals, default=1), TASK_THREADS))
-    return block_function(parameters, counted(blocks), blocks, TASK_THREADS)
+    _raw_function(parameters, lambda frame: emit(frame, totals), threads)
+    return max(1, *totals, 1)
 
 
 def block_function(
@@ -93,6 +98,11 @@ def block_function(
     """
     raw = _raw_function(parameters, body, threads)
     return _launched(raw, (blocks, threads, shared_bytes), lambda block, thread: (block, thread))
+
+
+def barrier() -> None:
+    """Wait until all threads of the block are here, and their writes to shared memory are seen."""
+    T.evaluate(T.tvm_storage_sync("shared"))
 
 
 def shared_function(raw: Expr, tasks: int) -> Expr:

@@ -5,7 +5,8 @@
 
 A dense item reads 4 input channels of each of its pixels at a time, and for each of these one vector of weights per
 vector of results. A depthwise item reads an input vector once per kernel row, for every tap that needs it. Weights are
-packed as [row tap][column tap][input channel][output channel], the output channels padded to whole tiles.
+packed as [row tap][column tap][input channel][output channel], the output channels padded to whole tiles. Sums and
+products are of float32, whatever is in memory.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from tvm.tirx.script.builder import ir as T
 from sepc.backends.gpu.boxes import Channels, Item
 from sepc.backends.gpu.memory import Source
 from sepc.backends.stages.kernel import loop
-from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, constant, ramp
+from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, cast, constant, ramp
 from sepc.cost_model.gpu_machine import VECTOR
 from sepc.cost_model.gpu_tiling import GpuLink, is_dense, vector_groups
 from sepc.cost_model.tiling import unrolled_taps
 from sepc.ir.arithmetic import ceil_div
 from sepc.ir.convolution import Convolution
+from sepc.ir.element import FLOAT32
 
 Finish = Callable[[int, int, int, Expr], None]
 """Takes lanes of a finished vector: its pixel and vector number, the first lane, and the value of the lanes."""
@@ -64,7 +66,7 @@ class Constants:
 
     def weights(self, row: Index, first: Index) -> Expr:
         """The vector of output channels from `first` on in row number `row`: that of a tap and an input channel."""
-        return T.Bind(self.weight[ramp(row * self.channels + first, VECTOR)])
+        return _float32(self.weight[ramp(row * self.channels + first, VECTOR)])
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Sums:
         for vector in range(self.link.vectors):
             initial = constant(0, VECTOR)
             if constants.bias is not None:
-                initial = T.Bind(constants.bias[ramp(channels.first + item.channel(vector), VECTOR)])
+                initial = _float32(constants.bias[ramp(channels.first + item.channel(vector), VECTOR)])
             for of_pixel in self.accumulators:
                 of_pixel[vector].set(initial)
 
@@ -102,6 +104,11 @@ class Sums:
                     finish(pixel, vector, offset, _part(of_pixel[vector].value, offset, lanes))
 
             channels.for_each_piece(item.channel(vector), item.covered, piece)
+
+
+def _float32(value: Expr) -> Expr:
+    """`value` in registers, in the type in which products are added up."""
+    return T.Bind(cast(value, FLOAT32.name))
 
 
 def _part(value: Expr, offset: int, lanes: int) -> Expr:
@@ -157,7 +164,7 @@ class LinkEmitter:
         """Add the products of `count` input channels from `first` on of the turn, at one tap."""
         row, column = place
         values = [
-            T.Bind(self.source.load(item, row, column + pixel * self.conv.stride[1], first, count))
+            _float32(self.source.load(item, row, column + pixel * self.conv.stride[1], first, count))
             for pixel in range(self.link.pixels)
         ]
         for channel in range(count):
@@ -191,7 +198,7 @@ class LinkEmitter:
                     users.setdefault(pixel * conv.stride[1] + tap * conv.dilation[1], []).append((pixel, tap))
             for column in sorted(users):
                 across = first * conv.dilation[1] + column
-                value = T.Bind(self._load(item, row * conv.dilation[0], across, channel, channels))
+                value = _float32(self._load(item, row * conv.dilation[0], across, channel, channels))
                 for pixel, tap in users[column]:
                     sums.add(pixel, vector, value * weights[tap])
 

@@ -1,7 +1,7 @@
 """How the regions of a graph become kernels of a GPU.
 
 Convolutions and chains of them with a `GpuTiling` are computed by blocks of threads together. Everything else is what
-the stages of CPUs emit, a task per thread.
+the stages of CPUs emit: a task per thread, or with a `TeamTiling` one for each team of threads.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from sepc.backends.gpu.blocks import BlockLink, BlockStage, dynamic_shared_bytes
 from sepc.backends.gpu.kernel import LAUNCH, BlockFrame, block_function, shared_function, task_function
 from sepc.backends.gpu.links import Constants, pack_bias, pack_weights, padded_channels
 from sepc.backends.gpu.source import ALIGNED
+from sepc.backends.gpu.storage import VECTOR_BYTES
+from sepc.backends.gpu.teams import team_function
 from sepc.backends.lowering import copied, row_tiling
 from sepc.backends.makers import bias_of, weight_of
 from sepc.backends.regions import (
@@ -30,9 +32,9 @@ from sepc.backends.regions import (
 )
 from sepc.backends.sink import expression_of, extents_of, sink_of
 from sepc.backends.stages.vector import Expr, Operand
-from sepc.cost_model.gpu_machine import VECTOR, GpuMachine
+from sepc.cost_model.gpu_machine import VECTOR, GpuMachine, lanes_of
 from sepc.cost_model.gpu_tiling import GpuLink, GpuTiling, shared_bytes
-from sepc.cost_model.tiling import Tiling
+from sepc.cost_model.tiling import TeamTiling, Tiling
 from sepc.errors import TargetError, VerificationError
 from sepc.ir import ops, region
 from sepc.ir.convolution import Convolution
@@ -40,8 +42,6 @@ from sepc.ir.layout import layout
 from sepc.ir.problem import Problem, Strides
 from sepc.ir.stage import Map
 from sepc.passes.choose_tiling import chain_problems, choice, region_problem
-
-_ALIGNED_BYTES = 4 * VECTOR
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class GpuLowering:
             problems = chain_problems(node, graph) if info.kind == "chain" else (region_problem(node, graph),)
             require_fit(tiling, problems, self.machine, node.name)
             return [lower_blocks(graph, problems, tiling)]
+        if isinstance(tiling, TeamTiling):
+            return lower(graph, region_problem(node, graph), tiling.task, VECTOR, team_function(tiling))
         return lower_tasks(graph, region_problem(node, graph), tiling)
 
     def generic(self, graph: fx.GraphModule, name: str) -> generic.GenericRegion | generic.Rejection:
@@ -94,7 +96,8 @@ def vector_tasks(problem: Problem) -> Problem:
     if not isinstance(stage, Map) or problem.anchor is not None:
         return problem
     *outer, inner = stage.extents
-    lanes = next(width for width in (VECTOR, VECTOR // 2, 1) if inner % width == 0)
+    most = lanes_of(stage.element)
+    lanes = next(width for width in (most, most // 2, most // 4, 1) if inner % width == 0)
 
     def split(strides: Strides) -> Strides:
         return (*strides[:-1], strides[-1] * lanes, strides[-1])
@@ -190,4 +193,4 @@ def _is_aligned(argument: Argument, node: fx.Node) -> bool:
         value = region.inputs(node)[argument]
     else:
         return True
-    return layout(value).offset * ops.dtype(value).itemsize % _ALIGNED_BYTES == 0
+    return layout(value).offset * ops.dtype(value).itemsize % VECTOR_BYTES == 0

@@ -8,7 +8,7 @@ from typing import Protocol
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.gpu.boxes import Box, Item
-from sepc.backends.stages.vector import Expr, Index, Operand, lanes_of, ramp
+from sepc.backends.stages.vector import Expr, Index, Operand, cast, lanes_of, ramp
 from sepc.cost_model.gpu_tiling import Tile, pitch
 from sepc.ir.convolution import Convolution
 
@@ -36,7 +36,8 @@ class SharedTile:
         return self.start + (row * self.tile.columns + column) * pitch(self.tile.channels) + channel
 
     def store(self, row: Index, column: Index, channel: Index, value: Expr) -> None:
-        """Write the lanes of `value` to neighbouring channels."""
+        """Write the lanes of `value` to neighbouring channels, in the type of the tile."""
+        value = cast(value, str(self.buffer.dtype))
         T.buffer_store(self.buffer, value, [ramp(self.at(row, column, channel), lanes_of(value))])
 
 

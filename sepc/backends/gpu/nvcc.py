@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,13 +49,6 @@ class Cubin:
 
     code: bytes
     usage: Mapping[str, Usage]
-
-
-def compile_all(sources: Mapping[str, str], architecture: str) -> dict[str, Cubin]:
-    """The machine code of several sources, by name, a few at a time. Raises what `compile_source` raises."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        compiled = pool.map(lambda source: compile_source(source, architecture), sources.values())
-        return dict(zip(sources, compiled, strict=True))
 
 
 def compile_source(source: str, architecture: str) -> Cubin:

@@ -1,9 +1,10 @@
-"""Vectors of the emitters as scalars: a thread of a GPU has no vector registers, only loads and stores of 4 numbers.
+"""Vectors of the emitters as scalars: a thread of a GPU has no vector registers, only loads and stores of 16 bytes.
 
-Every vector expression becomes one scalar expression per lane. What stays a vector is an access to memory of 2 or 4
-neighbours of float32 that is known to be aligned, through a small local array, which compilers keep in registers. On
-the way, memory that the emitters allocate becomes the thread's own, and what they call of LLVM's becomes what CUDA C
-and OpenCL C call it.
+Every vector expression becomes one scalar expression per lane. What stays a vector is an access to memory of up to 16
+bytes of neighbours that is known to be aligned, through a small local array, which compilers keep in registers. On the
+way, memory that the emitters allocate becomes the thread's own, what they call of LLVM's becomes what CUDA C and OpenCL
+C call it, and what they compute in float16 is computed in float32: only memory holds halves (`storage.py`), and an
+explicit conversion to float16 rounds.
 """
 
 from __future__ import annotations
@@ -12,37 +13,21 @@ import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import tvm
 from tvm import tirx
 from tvm.ir import Call
 from tvm.target import codegen
 
-from sepc.backends.stages.vector import Expr
+from sepc.backends.gpu.languages import FUSED, Language
+from sepc.backends.gpu.storage import FLOATS, HALVES, VECTOR_BYTES, Buffer, Stmt, Storage
+from sepc.backends.stages.vector import Expr, element_bytes
 from sepc.errors import BuildError
+from sepc.ir.element import FLOAT16, FLOAT32
 
-Language = Literal["cuda", "opencl"]
-Stmt = Any
-Buffer = Any
-
-HELPERS: Final = "\n".join(
-    f"{{prefix}} float sepc_{name}(float a, float b) {{{{ return {condition} ? a : b; }}}}"
-    for name, condition in (
-        ("max", "a > b"),  # Where either is NaN, the second: what emitters clamp comes second.
-        ("min", "a < b"),
-        ("maximum", "a > b || a != a"),  # Where either is NaN, that.
-        ("minimum", "a < b || a != a"),
-    )
-)
-"""Functions that kernels call, in front of them. (As expressions these would name their operands twice, and TVM's
-`LowerIntrin`, which puts values in place of their names, would take exponentially long.)
-"""
-PREFIXES: Final[Mapping[Language, str]] = {"cuda": "static __device__ __forceinline__", "opencl": "static inline"}
-LANGUAGES: Final[tuple[Language, ...]] = ("cuda", "opencl")
-_WIDTHS: Final = (2, 4)
-"""Lanes that may stay together in memory."""
-_FUSED: Final = {"cuda": "fmaf", "opencl": "fma"}
+_WIDTHS: Final = (8, 4, 2)
+"""Lanes that may stay together in memory, as far as they are no more than `VECTOR_BYTES`."""
 _BINARY: Final = {
     kind.__name__: kind
     for kind in (
@@ -62,10 +47,13 @@ def scalar_function(function: Expr, language: Language, aligned: Collection[str]
     if language == "opencl":
         offsets = {parameter: tirx.Var(f"{parameter.name}_offset", "int32") for parameter in function.params}
     scalars = _Scalars(language, aligned, offsets)
-    parameters = [
-        one for parameter in function.params for one in (parameter, offsets.get(parameter)) if one is not None
-    ]
     body = scalars.sequence(function.body)
+    parameters = [
+        one
+        for parameter in function.params
+        for one in (scalars.pointers.get(parameter, parameter), offsets.get(parameter))
+        if one is not None
+    ]
     result = tirx.PrimFunc(parameters, body)
     for key, value in function.attrs.items():
         result = result.with_attr(key, value)
@@ -78,9 +66,15 @@ def _intrinsic(name: str) -> int:
     return int(codegen.llvm_lookup_intrinsic_id(name))
 
 
-def _element(value: Expr) -> str:
-    """The type of each lane."""
+def _declared(value: Expr) -> str:
+    """The type of each lane, as the emitters have it."""
     return str(value.ty.dtype).partition("x")[0]
+
+
+def _element(value: Expr) -> str:
+    """The type of each lane in registers, which hold no halves."""
+    declared = _declared(value)
+    return FLOAT32.name if declared == FLOAT16.name else declared
 
 
 class _Scalars:
@@ -92,8 +86,11 @@ class _Scalars:
         self.offsets = dict(offsets)  # of parameters, then also of the buffers there
         self.analyzer = tvm.sym.Analyzer()
         self.variables: dict[Expr, list[Expr]] = {}  # of a vector: one for each lane
-        self.buffers: dict[Buffer, Buffer] = {}  # what the emitters allocated, and what stands for it
+        self.pointers: dict[Expr, Expr] = {}  # parameters, and what stands for them
+        self.buffers: dict[Buffer, Buffer] = {}  # what the emitters allocated or declared, and what stands for it
+        self.halves: set[Buffer] = set()  # those that hold halves
         self.wide: set[Buffer] = set()  # buffers that are known to be aligned
+        self.guarded = False  # whether what is loaded now may be there under a condition only
         self.statements: list[Stmt] = []
 
     # ---- statements
@@ -143,7 +140,7 @@ class _Scalars:
 
     def _bind(self, statement: Stmt) -> None:
         values = self.lanes(statement.value)
-        if len(values) == 1:
+        if len(values) == 1 and _declared(statement.var) != FLOAT16.name:
             if _element(statement.var) in ("int32", "int64"):
                 self.analyzer.bind(statement.var, values[0])
             self.statements.append(tirx.Bind(statement.var, values[0]))
@@ -168,17 +165,18 @@ class _Scalars:
         places = self._places(buffer, index)
         values = self.lanes(statement.value)
         values = values * len(places) if len(values) == 1 else values
-        if len(places) > 1 and self._stays(buffer, index):
-            local = self._local(len(places))
+        storage = self._storage(buffer)
+        if width := self._width(buffer, index):
+            array = self._array(len(places), storage)
             for lane, value in enumerate(values):
-                self.statements.append(tirx.BufferStore(local, value, [lane]))
-            whole = local[tirx.Ramp(0, 1, len(places))]
-            self.statements.append(tirx.BufferStore(buffer, whole, [tirx.Ramp(places[0], 1, len(places))]))
+                self.statements.append(tirx.BufferStore(array, storage.held(value), [lane]))
+            for lane in range(0, len(places), width):
+                self.statements.append(storage.store_vector(buffer, places[lane], array, lane, width))
             return
         if len(places) > 1:  # All are read before any is written.
             values = self._named(values, "lane")
         for place, value in zip(places, values, strict=True):
-            self.statements.append(tirx.BufferStore(buffer, value, [place]))
+            self.statements.append(storage.store(buffer, place, value))
 
     def _for(self, statement: Stmt) -> None:
         low, extent = self.scalar(statement.min), self.scalar(statement.extent)
@@ -189,24 +187,40 @@ class _Scalars:
 
     def _allocate(self, statement: Stmt) -> None:
         buffer = statement.buffer
-        if (scope := str(buffer.ty.storage_scope)).startswith("shared"):
-            if scope == "shared.dyn" and self.language == "opencl":  # There, any size is declared.
-                own = tirx.decl_buffer(buffer.ty.shape, str(buffer.ty.dtype), str(buffer.name), scope="shared")
-                self.buffers[buffer] = buffer = own
-            self.wide.add(buffer)
-            self.statements.append(tirx.AllocBuffer(buffer))
-            return
-        own = tirx.decl_buffer(buffer.ty.shape, str(buffer.ty.dtype), str(buffer.name), scope="local")
-        self.buffers[buffer] = own
+        scope, element = str(buffer.ty.storage_scope), _element(buffer)
+        is_shared = scope.startswith("shared")
+        holds_halves = is_shared and _declared(buffer) == FLOAT16.name
+        if holds_halves:
+            element = HALVES[self.language].element
+        if self.language == "opencl" or not is_shared:  # In OpenCL, shared memory of any size is declared.
+            scope = "shared" if is_shared else "local"
+        own = self.buffers[buffer] = tirx.decl_buffer(buffer.ty.shape, element, str(buffer.name), scope=scope)
+        self.wide |= {own} if is_shared else set()
+        self.halves |= {own} if holds_halves else set()
         self.statements.append(tirx.AllocBuffer(own))
 
     def _declare(self, statement: Stmt) -> None:
         pointer = statement.data if isinstance(statement.data, tirx.Var) else statement.data.args[0]
+        own = buffer = statement.buffer
+        if _declared(buffer) == FLOAT16.name:
+            own = self._declare_halves(statement, pointer)
+        else:
+            self.statements.append(statement)
         if pointer in self.offsets:
-            self.offsets[statement.buffer] = self.offsets[pointer]
+            self.offsets[own] = self.offsets[pointer]
         if str(pointer.name) in self.aligned:
-            self.wide.add(statement.buffer)
-        self.statements.append(statement)
+            self.wide.add(own)
+
+    def _declare_halves(self, statement: Stmt, pointer: Expr) -> Buffer:
+        """Declare a parameter that points to halves as what they are in the language."""
+        buffer, element = statement.buffer, HALVES[self.language].element
+        kind = tvm.ir.PointerType(tvm.ir.PrimType(element), pointer.ty.storage_scope)
+        own_pointer = self.pointers[pointer] = tirx.Var(str(pointer.name), kind)
+        own = tirx.decl_buffer(buffer.ty.shape, element, str(buffer.name), data=own_pointer)
+        self.buffers[buffer] = own
+        self.halves.add(own)
+        self.statements.append(tirx.DeclBuffer(own, data=own_pointer))
+        return own
 
     def _evaluate(self, statement: Stmt) -> None:
         value = statement.value
@@ -221,20 +235,26 @@ class _Scalars:
         offset = self.offsets.get(buffer)
         return [place if offset is None else place + offset for place in self.lanes(index)]
 
-    def _local(self, lanes: int) -> Buffer:
+    def _storage(self, buffer: Buffer) -> Storage:
+        """How the numbers of a buffer lie there."""
+        return HALVES[self.language] if buffer in self.halves else FLOATS
+
+    def _array(self, lanes: int, storage: Storage) -> Buffer:
         """A new array of the thread's own."""
-        buffer = tirx.decl_buffer((lanes,), "float32", "vector", scope="local")
+        buffer = tirx.decl_buffer((lanes,), storage.array, "vector", scope="local")
         self.statements.append(tirx.AllocBuffer(buffer))
         return buffer
 
-    def _stays(self, buffer: Buffer, index: Expr) -> bool:
-        """Whether the access to neighbours is one to an aligned vector of memory."""
-        if not isinstance(index, tirx.Ramp) or int(index.lanes) not in _WIDTHS or buffer not in self.wide:
-            return False
-        if str(buffer.ty.dtype) != "float32" or not self._is_one(index.stride):
-            return False
+    def _width(self, buffer: Buffer, index: Expr) -> int:
+        """How many neighbours of an access are known to be an aligned vector of memory; 0 for none."""
+        if self.guarded or not isinstance(index, tirx.Ramp) or not self._is_one(index.stride):
+            return 0
+        if buffer not in self.wide or not (buffer in self.halves or _declared(buffer) == FLOAT32.name):
+            return 0
         known = self.analyzer.modular_set(self.scalar(index.base))
-        return int(known.coeff) % int(index.lanes) == 0 and int(known.base) % int(index.lanes) == 0
+        numbers = int(index.lanes), int(known.coeff), int(known.base)
+        widths = (one for one in _WIDTHS if one * element_bytes(buffer) <= VECTOR_BYTES)
+        return next((one for one in widths if not any(number % one for number in numbers)), 0)
 
     @staticmethod
     def _is_one(stride: Expr) -> bool:
@@ -271,10 +291,23 @@ class _Scalars:
             "Select": lambda value: self._each(
                 tirx.Select, *map(self.lanes, (value.condition, value.true_value, value.false_value))
             ),
-            "Cast": lambda value: [tirx.Cast(_element(value), one) for one in self.lanes(value.value)],
+            "Cast": self._cast,
             "Not": lambda value: [tirx.Not(one) for one in self.lanes(value.a)],
             "Call": self._call,
+            "Let": self._let,
         }
+
+    def _let(self, value: Expr) -> list[Expr]:
+        values = self.lanes(value.value)
+        self.variables[value.var] = values if self.guarded else self._named(values, str(value.var.name))
+        return self.lanes(value.body)
+
+    def _cast(self, value: Expr) -> list[Expr]:
+        result, given = _element(value), _element(value.value)
+        values = [one if result == given else tirx.Cast(result, one) for one in self.lanes(value.value)]
+        if _declared(value) != FLOAT16.name or _declared(value.value) == FLOAT16.name:
+            return values
+        return [HALVES[self.language].rounded(one) for one in values]
 
     def _binary(self, kind: str, value: Expr) -> list[Expr]:
         left, right = self.lanes(value.a), self.lanes(value.b)
@@ -304,7 +337,9 @@ class _Scalars:
     def _number(self, value: Expr) -> Expr:
         """A constant; OpenCL's are printed with 7 digits, which is one or two too few for some."""
         number = float(value.value)
-        if self.language != "opencl" or str(value.ty.dtype) != "float32":
+        if _declared(value) == FLOAT16.name:
+            value = tirx.const(number, FLOAT32.name)
+        if self.language != "opencl" or _declared(value) != FLOAT32.name:
             return value
         with suppress(OverflowError):
             (bits,) = struct.unpack("<i", struct.pack("<f", number))
@@ -317,18 +352,29 @@ class _Scalars:
         buffer = self.buffers.get(source, source)
         (index,) = value.indices
         places = self._places(buffer, index)
-        if len(places) == 1 or not self._stays(buffer, index):
-            return [buffer[place] for place in places]
-        local, ramp = self._local(len(places)), tirx.Ramp(0, 1, len(places))
-        self.statements.append(tirx.BufferStore(local, buffer[tirx.Ramp(places[0], 1, len(places))], [ramp]))
-        return [local[lane] for lane in range(len(places))]
+        storage = self._storage(buffer)
+        if not (width := self._width(buffer, index)):
+            return [storage.load(buffer, place) for place in places]
+        array = self._array(len(places), storage)
+        for lane in range(0, len(places), width):
+            self.statements.append(storage.load_vector(buffer, places[lane], array, lane, width))
+        return [storage.taken(array[lane]) for lane in range(len(places))]
 
     def _call(self, value: Expr) -> list[Expr]:
         name, arguments = str(value.op.name), list(value.args)
+        outer, self.guarded = self.guarded, self.guarded or name == "tirx.if_then_else"
+        try:
+            return self._called(value, name, arguments)
+        finally:
+            self.guarded = outer
+
+    def _called(self, value: Expr, name: str, arguments: list[Expr]) -> list[Expr]:
         if name == "tirx.call_llvm_pure_intrin":
             return self._llvm(int(arguments[0]), [self.lanes(one) for one in arguments[1:]], _element(value))
         if not isinstance(value.ty, tvm.ir.PrimType):
             return [value]
+        if name == "tirx.reinterpret" and FLOAT16.name in (_declared(value), _declared(arguments[0])):
+            raise _no_form("the bits of a float16")
         element = _element(value)
 
         def call(*of_lane: Expr) -> Expr:
@@ -339,7 +385,7 @@ class _Scalars:
     def _llvm(self, number: int, operands: Sequence[list[Expr]], element: str) -> list[Expr]:
         """A call of an intrinsic of LLVM's, whose operands are given lane by lane."""
         if number == _intrinsic("llvm.fma"):
-            name = _FUSED[self.language]
+            name = FUSED[self.language]
             return self._each(lambda *of_lane: tirx.call_pure_extern(element, name, *of_lane), *operands)
         for name in ("maximum", "minimum"):
             if number == _intrinsic(f"llvm.{name}") and element == "float32":

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 import tvm
 from tvm import tirx
 
-from sepc.backends.gpu.scalars import HELPERS, PREFIXES, Language, scalar_function
+from sepc.backends.gpu.languages import HELPERS, Language
+from sepc.backends.gpu.scalars import scalar_function
 from sepc.backends.stages.vector import Expr
 
 
@@ -19,7 +20,7 @@ def source_of(functions: Mapping[str, Expr], language: Language) -> str:
     module = tvm.IRModule({name: one.with_attr("target", target) for name, one in named.items()})
     module = tirx.transform.LowerIntrin()(module)
     text = str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
-    return f"{HELPERS.format(prefix=PREFIXES[language])}\n{text}"
+    return f"{HELPERS[language]}\n{text}"
 
 
 def _lowered(function: Expr, language: Language) -> Expr:

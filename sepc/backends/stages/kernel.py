@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import tvm
@@ -37,6 +37,11 @@ class Frame:
     buffers: dict[str, Expr]
     thread: Expr
     threads: Expr
+
+    @property
+    def share(self) -> Share:
+        """What this thread does of a task."""
+        return Share()
 
     @property
     def one(self) -> Expr:
@@ -108,6 +113,31 @@ def for_each_vector(extent: int, lanes: int, body: Callable[[Index, int, int], N
     for turn, width in enumerate(split_lanes(extent - first, lanes)):
         body(first, width, turn)
         first += width
+
+
+class Share:
+    """What a thread does of a task that reduces, and how that comes together: here all of it, by itself."""
+
+    def for_each_vector(
+        self, extent: int, lanes: int, body: Callable[[Index, int, int], None], unrolled: int = 1
+    ) -> None:
+        """`for_each_vector`, of this thread's part."""
+        for_each_vector(extent, lanes, body, unrolled)
+
+    @contextmanager
+    def positions(self, counts: Sequence[Index]) -> Iterator[tuple[Index, ...]]:
+        """Loop over this thread's part of the positions of an index space, outermost dimension first."""
+        with ExitStack() as loops:
+            yield tuple(loops.enter_context(loop(count)) for count in counts)
+
+    def combined(self, value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+        """What all who share the task came to, if this thread has come to `value`."""
+        return value
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """For what is done once per task."""
+        yield
 
 
 @contextmanager

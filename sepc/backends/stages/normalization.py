@@ -9,6 +9,7 @@ whatever the rows are in.
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Position, Sink
-from sepc.backends.stages.kernel import Frame, coordinates, for_each_vector, loop, tile_span
+from sepc.backends.stages.kernel import Frame, Share, coordinates, loop, tile_span
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, cast, constant, lanes_of, ramp
 from sepc.cost_model.tiling import RowTiling
 from sepc.ir.arithmetic import ceil_div
@@ -39,6 +40,7 @@ class RowwiseStage(ABC):
     lanes: int
     source: Operand
     sink: Sink
+    share: Share
 
     def emit(self, frame: Frame) -> None:
         """All pixels, shared by the threads of `frame`."""
@@ -62,11 +64,16 @@ class RowwiseStage(ABC):
             self.normalization.channels,
             self.lanes,
             lambda channel, lanes: transform(T.Bind(self.source.load_float32((*pixel, channel), lanes))),
+            self.share,
         )
 
 
-def total(channels: int, lanes: int, vector: Callable[[Index, int], Expr]) -> Expr:
-    """The sum of all `channels` elements, as a scalar; `vector(first channel, lanes)` gives so many of them."""
+def total(channels: int, lanes: int, vector: Callable[[Index, int], Expr], share: Share | None = None) -> Expr:
+    """The sum of all `channels` elements, as a scalar; `vector(first channel, lanes)` gives so many of them.
+
+    `share`: this thread's, if others add up with it.
+    """
+    share = share or Share()
     partial = [Accumulator(lanes) for _ in range(PARTIAL_SUMS)]
     for register in partial:
         register.set(constant(0, lanes))
@@ -82,12 +89,12 @@ def total(channels: int, lanes: int, vector: Callable[[Index, int], Expr]) -> Ex
         narrow.set(value)
         rest.set(rest.value + narrow.sum())
 
-    for_each_vector(channels, lanes, add, PARTIAL_SUMS)
+    share.for_each_vector(channels, lanes, add, PARTIAL_SUMS)
     if channels < lanes:
-        return T.Bind(rest.value)
+        return T.Bind(share.combined(rest.value, operator.add))
     for register in partial[1:]:
         partial[0].set(partial[0].value + register.value)
-    return T.Bind(rest.value + partial[0].sum())
+    return T.Bind(share.combined(rest.value + partial[0].sum(), operator.add))
 
 
 def inverse_root(variance: Expr, epsilon: float) -> Expr:
@@ -126,4 +133,4 @@ class NormalizationStage(RowwiseStage):
                 y = y + cast(self.shift[ramp(channel, lanes)], FLOAT32.name)
             self.sink((*pixel, channel), y)
 
-        for_each_vector(norm.channels, self.lanes, write, PARTIAL_SUMS)
+        self.share.for_each_vector(norm.channels, self.lanes, write, PARTIAL_SUMS)

@@ -8,7 +8,6 @@ Windows are clipped to the input, so padding costs nothing. A few channel vector
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from math import prod
 
@@ -16,7 +15,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Sink
-from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span
+from sepc.backends.stages.kernel import Frame, Share, count_below, loop, tile_span
 from sepc.backends.stages.lanewise import channel_tiles, for_each_channel_group
 from sepc.backends.stages.math import maximum
 from sepc.backends.stages.vector import Accumulator, Expr, Index, Operand, broadcast, cast, constant
@@ -85,6 +84,7 @@ class PoolingStage:
     lanes: int
     source: Operand
     sink: Sink
+    share: Share
 
     def emit(self, frame: Frame) -> None:
         """The whole pooling, shared by the threads of `frame`."""
@@ -121,8 +121,8 @@ class PoolingStage:
         for register in registers:
             register.set(constant(_LOWEST if pool.maximum else 0, register.lanes, element))
         windows = [_window(pool, axis, position) for axis, position in zip(_axes(pool), pixel[1:], strict=True)]
-        with ExitStack() as loops:
-            read = [one.begin + loops.enter_context(loop(one.count)) * one.step for one in windows]
+        with self.share.positions([one.count for one in windows]) as places:
+            read = [one.begin + place * one.step for one, place in zip(windows, places, strict=True)]
             offset = 0
             for register in registers:
                 position = (pixel[0], *read, channel + offset)
@@ -130,10 +130,11 @@ class PoolingStage:
                 offset += register.lanes
         offset = 0
         for register in registers:
-            value = register.value
-            if not pool.maximum:
-                value = value * self._reciprocal(windows, register.lanes)
-            self.sink((*pixel, channel + offset), value)
+            value = self.share.combined(register.value, combine)
+            with self.share.once():
+                if not pool.maximum:
+                    value = value * self._reciprocal(windows, register.lanes)
+                self.sink((*pixel, channel + offset), value)
             offset += register.lanes
 
     def _reciprocal(self, windows: Sequence[_Window], lanes: int) -> Expr:

@@ -14,7 +14,6 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.dense import Position
-from sepc.backends.stages.kernel import for_each_vector
 from sepc.backends.stages.math import exp
 from sepc.backends.stages.normalization import PARTIAL_SUMS, RowwiseStage
 from sepc.backends.stages.vector import Accumulator, Expr, Index, broadcast, constant, lanes_of
@@ -38,7 +37,7 @@ class SoftmaxStage(RowwiseStage):
             x = T.Bind(self.source.load_float32((*pixel, channel), lanes))
             self.sink((*pixel, channel), power(x) * broadcast(inverse, lanes))
 
-        for_each_vector(self.normalization.channels, self.lanes, write, PARTIAL_SUMS)
+        self.share.for_each_vector(self.normalization.channels, self.lanes, write, PARTIAL_SUMS)
 
     def _largest(self, pixel: Position) -> Expr:
         """The largest channel of `pixel`, as a scalar. One that is not a number may be left out: it spoils the sum."""
@@ -57,7 +56,7 @@ class SoftmaxStage(RowwiseStage):
             narrow.set(value)
             rest.set(tirx.max(rest.value, narrow.folded(tirx.max)))
 
-        for_each_vector(self.normalization.channels, self.lanes, take, PARTIAL_SUMS)
+        self.share.for_each_vector(self.normalization.channels, self.lanes, take, PARTIAL_SUMS)
         for register in registers[1:]:
             registers[0].set(tirx.max(registers[0].value, register.value))
-        return T.Bind(tirx.max(rest.value, registers[0].folded(tirx.max)))
+        return T.Bind(self.share.combined(tirx.max(rest.value, registers[0].folded(tirx.max)), tirx.max))

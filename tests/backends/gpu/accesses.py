@@ -29,6 +29,7 @@ ARITHMETIC = {
     "NE": np.not_equal,
     "And": np.logical_and,
     "Or": np.logical_or,
+    "LShift": np.left_shift,
     # Of numbers that are not negative, as blocks, threads and loops are.
     "Div": np.floor_divide,
     "FloorDiv": np.floor_divide,

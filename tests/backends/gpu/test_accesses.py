@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from copy import deepcopy
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sepc.cost_model.gpu_traffic import Links, global_elements, walk
 from sepc.frontend.export import capture
 from sepc.ir import region
 from sepc.ir.convolution import Convolution
+from sepc.ir.element import ELEMENTS, ElementName
 from sepc.ir.problem import Problem
 from sepc.passes import fuse
 from sepc.passes.choose_tiling import chain_problems, region_problem
@@ -59,17 +61,17 @@ MODELS: dict[str, tuple[nn.Module, ...]] = {
 
 
 @cache
-def lowered(name: str) -> tuple[fx.GraphModule, tuple[Problem, ...]]:
-    """The only region of a model, as one kernel, and its links."""
-    model = nn.Sequential(*MODELS[name]).eval()
+def lowered(name: str, dtype: ElementName = "float32") -> tuple[fx.GraphModule, tuple[Problem, ...]]:
+    """The only region of a model of that type, as one kernel, and its links."""
+    model = deepcopy(nn.Sequential(*MODELS[name])).eval().to(getattr(torch, dtype))
     first = next(one for one in model if isinstance(one, nn.Conv2d))
-    x = torch.rand(2, first.in_channels, SIZE, SIZE).to(memory_format=torch.channels_last)
+    x = torch.rand(2, first.in_channels, SIZE, SIZE).to(first.weight.dtype, memory_format=torch.channels_last)
     module = capture(model, (x,)).graph_module
     for node in module.graph.find_nodes(op="placeholder"):
         node.meta["val"] = node.meta["val"].as_strided(x.shape, x.stride())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fuse, "piece_time_us", lambda links, *_: 1.0)
-        PassManager(PIPELINE).run(module, PassContext(machine=T4))
+        PassManager(PIPELINE).run(module, PassContext(machine=T4, element=ELEMENTS[dtype]))
     ((node, graph),) = region.regions(module)
     is_chain = region.info(node).kind == "chain"
     return graph, chain_problems(node, graph) if is_chain else (region_problem(node, graph),)
@@ -111,10 +113,12 @@ def counted(graph: fx.GraphModule, problems: tuple[Problem, ...], tiling: GpuTil
     return loads | {"results": results}
 
 
+@pytest.mark.parametrize("dtype", get_args(ElementName))
 @pytest.mark.parametrize("name", MODELS)
-def test_blocks_touch_what_the_planner_says(name: str) -> None:
-    graph, problems = lowered(name)
+def test_blocks_touch_what_the_planner_says(name: str, dtype: ElementName) -> None:
+    graph, problems = lowered(name, dtype)
     links = links_of(problems)
+    assert {link.element.name for link in links} == {dtype}
     for tiling in some_tilings(links, 4):
         expected = global_elements(links, tiling)
         assert counted(graph, problems, tiling) == {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
+from sepc.ir.element import ElementName
 from tests.gpus import agrees, any_tiling, needs_opencl
 
 pytestmark = needs_opencl
@@ -66,19 +68,25 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.parametrize("dtype", get_args(ElementName))
 @pytest.mark.parametrize("name", LAYERS)
-def test_layers_agree_with_eager_under_any_tiling(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_agree_with_eager_under_any_tiling(
+    name: str, dtype: ElementName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build, shape = LAYERS[name]
     with any_tiling(monkeypatch, seed=len(name)):
-        agrees(build(), torch.randn(shape))
+        agrees(build(), torch.randn(shape), dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", get_args(ElementName))
 @pytest.mark.parametrize("name", CHAINS)
-def test_chains_agree_with_eager_under_any_tiling(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chains_agree_with_eager_under_any_tiling(
+    name: str, dtype: ElementName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build, shape = CHAINS[name]
     for seed in range(2):
         with any_tiling(monkeypatch, seed):
-            compiled = agrees(build(), torch.randn(shape))
+            compiled = agrees(build(), torch.randn(shape), dtype=dtype)
         assert any(region.kind == "chain" for region in compiled.regions)
 
 

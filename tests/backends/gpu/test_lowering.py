@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from sepc.cost_model.gpu_tiling import GpuLink, GpuTiling, shared_bytes
 from sepc.cost_model.search import Choice
 from sepc.errors import SepcError, TargetError
 from sepc.ir.convolution import Convolution
+from sepc.ir.element import ElementName
 from tests.gpus import agrees, needs_nvcc, needs_opencl
 from tests.helpers import Function
 
@@ -58,6 +60,7 @@ def test_shared_memory_beyond_what_a_kernel_may_declare_is_asked_for(monkeypatch
 
 
 @needs_opencl
+@pytest.mark.parametrize("dtype", get_args(ElementName))
 @pytest.mark.parametrize(
     ("name", "model", "shape"),
     [
@@ -73,9 +76,9 @@ def test_shared_memory_beyond_what_a_kernel_may_declare_is_asked_for(monkeypatch
     ],
 )
 def test_what_has_no_tiling_for_blocks_has_a_task_per_thread(
-    name: str, model: nn.Module, shape: tuple[int, ...]
+    name: str, model: nn.Module, shape: tuple[int, ...], dtype: ElementName
 ) -> None:
-    agrees(model, torch.randn(shape))
+    agrees(model, torch.randn(shape), dtype=dtype)
 
 
 @needs_opencl
@@ -103,7 +106,7 @@ def test_parts_of_a_concatenation_begin_where_no_vector_does() -> None:
 
 @needs_opencl
 def test_operators_that_tvm_lowers_run_there_too() -> None:
-    agrees(Function(lambda _, x: functional.interpolate(x, scale_factor=2)), torch.randn(1, 4, 5, 6), kernel="tvm")
+    agrees(Function(lambda _, x: functional.interpolate(x, scale_factor=2)), torch.randn(1, 4, 5, 6), kernels="tvm")
 
 
 @needs_opencl

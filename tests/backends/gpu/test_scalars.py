@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.gpu.kernel import BlockFrame, block_function
-from sepc.backends.gpu.scalars import Language
+from sepc.backends.gpu.languages import Language
 from sepc.backends.gpu.source import ALIGNED, source_of
 from sepc.backends.stages import math
 from sepc.backends.stages.kernel import Parameter
