@@ -44,7 +44,8 @@ class Separation:
         error: of the model's results on the calibration data, relative, as a root of mean squares; not a number
             without calibration data.
         predicted_us: time of the whole model on the target, before and after.
-        measured_us: the same as measured here, compiled by sepc; None where the target does not run here.
+        measured_us: the same as measured here, compiled by sepc, their ratio being the median of many turns' ratios;
+            None where the target does not run here.
         reason: why nothing was replaced; empty if something was.
         distilled: what distillation did, in words; empty if there was none.
     """
