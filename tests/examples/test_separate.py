@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from examples import separate as example
-from sepc.separation import menus, report
+from sepc.separation import latency, menus
 
 
 def test_crops_for_training_and_for_tests_are_of_different_parts() -> None:
@@ -33,7 +33,7 @@ def test_it_prints_a_table_and_draws(
     monkeypatch.setattr(example, "TESTED", 64)
     monkeypatch.setattr(menus, "RANKS", 2)
     monkeypatch.setattr(menus, "MENU_STEPS", 1)
-    monkeypatch.setattr(report, "ROUNDS", 2)
+    monkeypatch.setattr(latency, "ENOUGH_S", 0.1)
     plot = tmp_path / "plot.svg"
     small = ["--train-steps", "2", "--distill-steps", "2", "--speedups", "1.05", "--output", str(plot)]
     assert example.main(small) == 0
