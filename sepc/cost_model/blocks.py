@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
+from sepc.cost_model.loops import set_lines
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import DenseTiling, RegisterBlock, unrolled_taps
 from sepc.ir.arithmetic import ceil_div, split_lanes
@@ -52,6 +53,13 @@ Where operands may come from memory, with addresses of several parts, and where 
 BLOCK_SUM_INSTRUCTIONS: Final = 9
 """Instructions per vector that adding a block of products in float16 to a sum in float32 takes: two conversions, two
 loads, additions and stores, and clearing the vector (LLVM 22's code for Arm)."""
+CONFLICT_TRANSFERS: Final = 2.0
+"""How many times as long as a line from the second level takes one that was evicted for others of its set.
+
+1024→1024 channels on 49 pixels on Zen 4, whose first level has eight lines per set: blocks of one vector take 1.0 times
+their multiply-adds' time with 5 columns, 1.1 (11), 1.4 (12), 3.2 (22) and 4.2 (25). With this they are predicted to
+take 1.0, 1.7, 1.9, 3.1 and 3.3 times as long; blocks of 12×2 vectors 1.0 (measured 1.1).
+"""
 KERNEL_ROW_CYCLES: Final = 2.5
 """One trip of a loop over kernel rows (fits: dense 2.1, lanewise 2.5)."""
 # Registers: what LLVM 22 makes of some loops; measured on the single shapes named, and not on other machines.
@@ -158,7 +166,9 @@ def _dense_panel_cycles(conv: Convolution, block: RegisterBlock, machine: Machin
         per_tap_row, multiplies = 0.0, 0.0
         for valid_columns in valid:
             used = replace(block, columns=valid_columns)
-            per_tap_row += conv.group_in * _dense_iteration_cycles(used, machine, conv.element) + REDUCTION_LOOP_CYCLES
+            evicted = _evicted_lines(conv, valid_columns, machine)
+            iteration = _dense_iteration_cycles(used, machine, conv.element, evicted)
+            per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
             multiplies += conv.group_in * used.accumulators
         own = replace(block, columns=segment.columns)
         per_tap_row *= _spill_factor(conv, own, machine)
@@ -201,15 +211,29 @@ def _unrolls(conv: Convolution, block: RegisterBlock, machine: Machine) -> bool:
     return conv.group_in * instructions < UNROLLED_INSTRUCTIONS
 
 
+def _evicted_lines(conv: Convolution, columns: int, machine: Machine) -> int:
+    """Lines of so many columns' inputs that the first-level cache cannot keep until their next channel is read.
+
+    Pixels of a power of two of bytes begin in the same few of its sets: with 1024 channels of float32 all in one.
+    """
+    return max(0, columns - set_lines(conv.stride[1] * conv.in_channels, machine.levels[0].size_bytes, conv.element))
+
+
 @lru_cache(maxsize=4096)
-def _dense_iteration_cycles(block: RegisterBlock, machine: Machine, element: Element) -> float:
-    """One input channel: a vector of weights per panel vector, an input value per column, broadcast or by element."""
+def _dense_iteration_cycles(block: RegisterBlock, machine: Machine, element: Element, evicted_lines: int) -> float:
+    """One input channel: a vector of weights per panel vector, an input value per column, broadcast or by element.
+
+    So many of the columns' lines come from the second-level cache.
+    """
     columns, panel = block.columns, block.panel
     groups = [(lanes, group) for lanes in panel for group in block.column_groups(lanes)]
     multiplies = sum(1 / machine.fma_per_cycle_at(lanes * len(group), element) for lanes, group in groups)
     loads = sum(1 / machine.loads_per_cycle_at(lanes, element) for lanes in panel)
     inputs = columns / block.step_channels
     loads += inputs / machine.half_width_loads_per_cycle
+    second = machine.levels[1]
+    evicted_bytes = evicted_lines / block.step_channels * second.line_bytes
+    loads += CONFLICT_TRANSFERS * evicted_bytes / second.bandwidth_bytes_per_cycle
     selects = block.vectors - len(groups)
     looping = LOOP_INSTRUCTIONS[machine.has_memory_operands] / block.step_channels
     instructions = len(groups) + selects + inputs + len(panel) + looping

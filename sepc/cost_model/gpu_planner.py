@@ -63,6 +63,19 @@ class GpuPlanner:
         """None does."""
         return False
 
+    def awaited_bytes(self, work: Work, choice: Choice) -> int:
+        """None: many blocks wait at a time, and others run meanwhile."""
+        return 0
+
+    def idle_bytes(self, work: Work, choice: Choice) -> int:
+        """None."""
+        return 0
+
+    @property
+    def most_ahead_bytes(self) -> int:
+        """Nothing."""
+        return 0
+
     def _choose_links(self, links: Sequence[Work]) -> Choice | None:
         convolutions = tuple(link.link for link in links if isinstance(link.link, Convolution))
         if len(convolutions) < len(links) or not all(link.packed for link in links) or not is_gpu_chain(convolutions):

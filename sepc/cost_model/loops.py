@@ -258,6 +258,12 @@ def set_share(channels: int, pixel_channels: int, element: Element = FLOAT32) ->
     return min(1.0, channels * size / math.gcd(pixel_channels * size, PAGE_BYTES))
 
 
+def set_lines(stride_channels: int, cache_bytes: int, element: Element = FLOAT32) -> int:
+    """How many lines, as many channels apart, a first-level cache of that size can hold together."""
+    apart = math.gcd(stride_channels * element.size_bytes, PAGE_BYTES)
+    return cache_bytes // max(apart, LINE_BYTES)
+
+
 def _input_pixels(conv: Convolution, e: Extents) -> int:
     rows, columns = min(e.rows, conv.out_height), min(e.columns, conv.out_width)
     tap_rows, images = min(e.tap_rows, conv.kernel[0]), e.batch

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sepc.cost_model.ahead import SHARE_OF_CACHE, awaited_bytes, idle_bytes
 from sepc.cost_model.chain import Objective, choose_chain
 from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.cost_model.gpu_planner import GpuPlanner
@@ -43,6 +44,16 @@ class Planner(Protocol):
 
     def gathers_row_means(self, links: Sequence[Stage]) -> bool:
         """Whether a kernel of `links` could gather the means over the rows of its result."""
+
+    def awaited_bytes(self, work: Work, choice: Choice) -> int:
+        """Bytes of weights that a kernel waits for, which had better be there before; 0 if it computes for longer."""
+
+    def idle_bytes(self, work: Work, choice: Choice) -> int:
+        """Bytes that a kernel could fetch for later ones while it computes."""
+
+    @property
+    def most_ahead_bytes(self) -> int:
+        """How much may be fetched that is not in use yet."""
 
 
 def planner_of(machine: AnyMachine, threads: int) -> Planner:
@@ -96,3 +107,17 @@ class CpuPlanner:
             return True
         lanewise = isinstance(links[0], Convolution) and links[0].lanewise(self.machine.lanes(links[0].element))
         return lanewise and links[0].kernel != (1, 1)
+
+    def awaited_bytes(self, work: Work, choice: Choice) -> int:
+        """If they come from behind the second level."""
+        return awaited_bytes(work, choice, self.machine)
+
+    def idle_bytes(self, work: Work, choice: Choice) -> int:
+        """As fast as DRAM is."""
+        return idle_bytes(work, choice, self.machine, self.threads)
+
+    @property
+    def most_ahead_bytes(self) -> int:
+        """A part of the last cache."""
+        cache = self.machine.last_cache
+        return int(SHARE_OF_CACHE * cache.size_per_core_bytes(self.threads) * min(self.threads, cache.shared_by_cores))

@@ -67,6 +67,21 @@ class RegisterBlock:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """What a kernel fetches while it runs, for kernels that wait for their weights later.
+
+    Attributes:
+        fetched_bytes: how much. skipped_bytes: what lies between the end of its own weights and that.
+    """
+
+    fetched_bytes: int
+    skipped_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.fetched_bytes / 1e6:.2g} MB fetched ahead"
+
+
+@dataclass(frozen=True)
 class DenseTiling:
     """Blocking of a convolution whose inner loop multiplies one input value with a vector of output channels.
 
@@ -80,6 +95,7 @@ class DenseTiling:
         narrow: how registers hold the panel's narrower vectors.
         step_channels: input channels of a column that one load brings, a vector of them where it is more than one;
             multiply-adds are then by an element of that.
+        ahead: what it fetches for later kernels, if anything.
     """
 
     columns: int
@@ -89,6 +105,7 @@ class DenseTiling:
     panels: int
     narrow: Narrow = "alone"
     step_channels: int = 1
+    ahead: Ahead | None = None
 
     @property
     def block(self) -> RegisterBlock:
@@ -102,7 +119,7 @@ class DenseTiling:
         if self.step_channels > 1:
             panel += f", {self.step_channels} inputs a load"
         task = f"{self.rows} rows × {self.blocks} blocks × {self.panels} panels"
-        return f"registers {self.columns}×({panel}), task {task}"
+        return f"registers {self.columns}×({panel}), task {task}" + (f", {self.ahead}" if self.ahead else "")
 
 
 @dataclass(frozen=True)

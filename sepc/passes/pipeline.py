@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sepc.passes.canonicalize import Canonicalize
 from sepc.passes.choose_tiling import ChooseTiling
 from sepc.passes.demote import Demote
+from sepc.passes.fetch_ahead import FetchAhead
 from sepc.passes.fold_batch_norm import FoldBatchNorm
 from sepc.passes.fuse import Fuse
 from sepc.passes.gather_means import GatherMeans
@@ -55,6 +56,8 @@ PIPELINE: tuple[Pass, ...] = (
     PlaceConcatenations(),
     # Needs the layouts: which loops can be merged depends on strides.
     ChooseTiling(),
+    # Needs the tilings and their predicted costs.
+    FetchAhead(),
     # Last, as it needs to know every storage there will be.
     PlanMemory(),
 )
@@ -84,5 +87,6 @@ PASSES: dict[str, type[Pass]] = {
     "plan-layout": PlanLayout,
     "place-concatenations": PlaceConcatenations,
     "choose-tiling": ChooseTiling,
+    "fetch-ahead": FetchAhead,
     "plan-memory": PlanMemory,
 }

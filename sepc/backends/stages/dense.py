@@ -18,6 +18,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from sepc.backends.stages.fetching import AheadShare, Visit, WeightShare
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
 from sepc.backends.stages.registers import Registers
 from sepc.backends.stages.vector import (
@@ -25,9 +26,6 @@ from sepc.backends.stages.vector import (
     FloatArray,
     Index,
     Operand,
-    element_bytes,
-    line_elements,
-    prefetch,
     ramp,
 )
 from sepc.cost_model.tiling import DenseTiling
@@ -35,17 +33,6 @@ from sepc.ir.arithmetic import ceil_div, split_lanes
 from sepc.ir.convolution import ColumnSegment, Convolution
 
 Position = tuple[Index, ...]  # batch, plane (of a stage with depth), row, column, first channel
-# How far ahead of its use a packed weight is fetched where only one block reads it. Weights of a whole network stream
-# from the last level or DRAM, and hardware prefetchers stop at each 4 KiB page. Measured on a Zen 5 core with cold
-# weights, 49×160→960: 175 GFLOP/s without, 217 with 4 KiB, 227 with 8 and with 16 KiB.
-# Panels that several blocks read are fetched while the panel before is in use, each block fetching its share: fetching
-# in bursts took 4 % of the time of ConvNeXt-T (114 MB of weights), 2 % of ResNet-50's and of MobileNetV2's.
-PREFETCH_BYTES = 8192
-# Of such a stream, one line of so many is fetched: hardware brings the others once it has been shown where to. Fully
-# connected layers of 1280 channels one after the other, one row, on an Intel Emerald Rapids, fetching every line,
-# every second, every fourth, none: 1, 0.95, 0.90, 0.96 of the time. Fetches take turns with loads.
-STREAM_LINES = 4
-
 Sink = Callable[[Position, Expr], None]  # takes a vector of finished channels at a position
 
 
@@ -79,51 +66,6 @@ def pack_weights(weight: FloatArray, convolution: Convolution, panel: tuple[int,
     for group in reordered:
         pieces += [group[..., index * width : (index + 1) * width].ravel() for index in range(panels.total)]
     return np.ascontiguousarray(np.concatenate(pieces))
-
-
-@dataclass(frozen=True)
-class Visit:
-    """Where a block stands among those that read a panel one after the other, before the next panel's turn.
-
-    Attributes:
-        pixels: output pixels of all those blocks. first: how many pixels precede column 0 of the block's row.
-    """
-
-    pixels: int
-    first: Index
-
-
-@dataclass(frozen=True)
-class WeightShare:
-    """The weights that a block fetches while it runs: its share of the next panel's.
-
-    Behind the last panel come the weights of the next kernel. A block that has its panel to itself fetches that one, a
-    little ahead of its use.
-
-    Attributes:
-        visit: the place of the block. columns: output columns of a block. elements: weights of a panel.
-        steps: innermost iterations of a block, which read the panel in even parts. panel: where that begins.
-    """
-
-    visit: Visit
-    columns: int
-    elements: int
-    steps: int
-    panel: Index
-
-    def prefetch(self, weight: Expr, step: Index, start: Index) -> None:
-        """Fetch in iteration number `step` of the block at column `start`."""
-        lines = line_elements(weight)
-        if self.visit.pixels <= self.columns:
-            elements_per_step = ceil_div(self.elements, self.steps)
-            first = self.panel + min(self.elements, PREFETCH_BYTES // element_bytes(weight))
-            lines *= STREAM_LINES
-        else:
-            elements_per_pixel = ceil_div(self.elements, self.visit.pixels)
-            elements_per_step = ceil_div(elements_per_pixel * self.columns, self.steps)
-            first = self.panel + self.elements + (self.visit.first + start) * elements_per_pixel
-        for line in range(0, elements_per_step, lines):
-            prefetch(weight, first + step * elements_per_step + line)
 
 
 @dataclass(frozen=True)
@@ -376,6 +318,7 @@ class _Block:
             steps = ceil_div(reduction, self._step_channels)
             share = WeightShare(self.visit, stage.tiling.columns, width * reduction, steps, panel_base)
             share.prefetch(stage.weight, row // self._step_channels, start)
+            self._fetch_ahead(row // self._step_channels, start, steps)
         inputs: list[list[Expr] | None] = []
         for index, is_valid in enumerate(valid):
             in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
@@ -385,6 +328,23 @@ class _Block:
         for index in range(channels):
             weights = self._weights(registers, channel + index, panel_base + (row + index) * sum(self.widths))
             registers.multiply_add([None if own is None else own[index] for own in inputs], weights)
+
+    def _fetch_ahead(self, step: Index, start: Index, steps: int) -> None:
+        """Fetch in iteration number `step`, out of so many, of the block at column `start` for later kernels."""
+        stage, conv = self.stage, self.stage.convolution
+        if stage.tiling.ahead is None:
+            return
+        rows = self.panel * conv.out_height + self.row
+        elements, pixels = conv.out_channels * conv.taps * conv.group_in, conv.out_height * conv.out_width
+        share = AheadShare(
+            stage.tiling.ahead,
+            elements,
+            self.panels.total * pixels,
+            rows * conv.out_width,
+            stage.tiling.columns,
+            steps,
+        )
+        share.prefetch(stage.weight, step, start)
 
     def _weights(self, registers: Registers, channel: Index, base: Index) -> list[Expr]:
         """The panel's vectors of weights of one input channel, which are packed at `base`."""

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.dense import Panels, Sink, Visit, WeightShare, for_each_block, for_each_panel
+from sepc.backends.stages.dense import Panels, Sink, for_each_block, for_each_panel
+from sepc.backends.stages.fetching import AheadShare, Visit, WeightShare
 from sepc.backends.stages.kernel import Frame, loop
 from sepc.backends.stages.vector import Accumulator, Expr, FloatArray, Index, Operand, ramp, repeated
 from sepc.cost_model.tiling import DenseTiling, Narrow, ProductTiling, RegisterBlock
@@ -101,6 +102,7 @@ class Products:
         with loop(steps) as step:
             share, now = self._share(block, panel_base, product_base, number, steps, step)
             share.prefetch(self.weight, now, block.start)
+            self._fetch_ahead(block, number, steps, step)
             self._step(registers, left, block, product_base, step * size, size)
         for few in split_lanes(rest, size):
             self._step(registers, left, block, product_base, channels - rest, few)
@@ -115,6 +117,17 @@ class Products:
             return WeightShare(block.visit, columns, elements, steps, product_base), step
         count = self.tiling.count
         return WeightShare(block.visit, columns, count * elements, count * steps, panel_base), number * steps + step
+
+    def _fetch_ahead(self, block: Block, number: Index, steps: int, step: Index) -> None:
+        """Fetch in iteration number `step`, out of so many, of a block of a product for later kernels."""
+        tiling, product = self.tiling.product, self.product
+        if tiling.ahead is None:
+            return
+        products, pixels = self.panels.total * self.tiling.count, product.out_width
+        elements = self.tiling.count * product.in_channels * product.out_channels
+        first = (block.panel * self.tiling.count + number) * pixels
+        share = AheadShare(tiling.ahead, elements, products * pixels, first, tiling.columns, steps)
+        share.prefetch(self.weight, step, block.start)
 
     def _step(
         self, registers: Registers, left: Operand, block: Block, product_base: Index, first: Index, channels: int

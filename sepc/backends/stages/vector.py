@@ -139,10 +139,13 @@ class Ring(Operand):
         return super().at((0, wrapped, *rest))
 
 
-def prefetch(buffer: Expr, index: Index) -> None:
-    """Have the cache line of element `index` of `buffer` fetched; an index past the end does no harm."""
-    # Operands: for reading, into all cache levels, data.
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, 3, 1))
+def prefetch(buffer: Expr, index: Index, *, outer: bool = False) -> None:
+    """Have the cache line of element `index` of `buffer` fetched; an index past the end does no harm.
+
+    Into all cache levels; or into the `outer` ones, not the first.
+    """
+    # Operands: for reading, the locality, data.
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, 2 if outer else 3, 1))
 
 
 def transpose(rows: Sequence[Expr]) -> list[Expr]:
