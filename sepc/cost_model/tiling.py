@@ -68,7 +68,7 @@ class RegisterBlock:
 
 @dataclass(frozen=True)
 class Ahead:
-    """What a kernel fetches while it runs, for kernels that wait for their weights later.
+    """What a kernel fetches while it runs, for one that waits for its weights later.
 
     Attributes:
         fetched_bytes: how much. skipped_bytes: what lies between the end of its own weights and that.
@@ -95,7 +95,7 @@ class DenseTiling:
         narrow: how registers hold the panel's narrower vectors.
         step_channels: input channels of a column that one load brings, a vector of them where it is more than one;
             multiply-adds are then by an element of that.
-        ahead: what it fetches for later kernels, if anything.
+        ahead: what it fetches for later kernels.
     """
 
     columns: int
@@ -105,7 +105,7 @@ class DenseTiling:
     panels: int
     narrow: Narrow = "alone"
     step_channels: int = 1
-    ahead: Ahead | None = None
+    ahead: tuple[Ahead, ...] = ()
 
     @property
     def block(self) -> RegisterBlock:
@@ -119,7 +119,7 @@ class DenseTiling:
         if self.step_channels > 1:
             panel += f", {self.step_channels} inputs a load"
         task = f"{self.rows} rows × {self.blocks} blocks × {self.panels} panels"
-        return f"registers {self.columns}×({panel}), task {task}" + (f", {self.ahead}" if self.ahead else "")
+        return ", ".join((f"registers {self.columns}×({panel}), task {task}", *map(str, self.ahead)))
 
 
 @dataclass(frozen=True)

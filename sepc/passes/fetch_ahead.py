@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from torch import fx
 
@@ -42,6 +42,8 @@ from sepc.passes.choose_tiling import choice, region_problem
 from sepc.passes.manager import PassContext
 from sepc.passes.sequences import work_of
 
+LEAST_PART_BYTES: Final = 128 << 10
+"""Of what is shared out among kernels each gets so much, or the rest: every part takes an instruction in its loop."""
 NO_WORK_KINDS = ("chain", "concatenation")
 """Kinds of regions of which none waits for weights, and none fetches ahead."""
 
@@ -83,9 +85,9 @@ class FetchAhead:
         wanted, done, distance = min(waiting.awaited_bytes, most_bytes), 0, 0
         for kernel in reversed(before):
             fetched = min(wanted - done, kernel.idle_bytes)
-            if fetched > 0:
+            if fetched >= min(LEAST_PART_BYTES, wanted - done):
                 self._annotate(kernel, waiting, Ahead(fetched, kernel.other_bytes + distance + done), context)
-                kernel.idle_bytes = 0
+                kernel.idle_bytes -= fetched
                 done += fetched
             if done >= wanted:
                 return
@@ -100,9 +102,9 @@ class FetchAhead:
 
 def _fetching(tiling: Tiling, ahead: Ahead) -> Tiling:
     if isinstance(tiling, ProductTiling):
-        return replace(tiling, product=replace(tiling.product, ahead=ahead))
+        return replace(tiling, product=replace(tiling.product, ahead=(*tiling.product.ahead, ahead)))
     assert isinstance(tiling, DenseTiling), "nothing else has idle bytes"
-    return replace(tiling, ahead=ahead)
+    return replace(tiling, ahead=(*tiling.ahead, ahead))
 
 
 def _kernels(graph_module: fx.GraphModule, planner: Planner) -> Iterator[_Kernel]:

@@ -42,10 +42,10 @@ def planned(model: nn.Module, x: torch.Tensor = X) -> tuple[fx.GraphModule, Pass
     return passes_until("fetch-ahead", model, x)
 
 
-def fetched(module: fx.GraphModule) -> dict[str, Ahead]:
+def fetched(module: fx.GraphModule) -> dict[str, tuple[Ahead, ...]]:
     """What each region fetches, by its name."""
     blocks = {node.name: dense_blocks(choice(node).tiling) for node, _ in region.regions(module)}
-    return {name: own.ahead for name, own in blocks.items() if own is not None and own.ahead is not None}
+    return {name: own.ahead for name, own in blocks.items() if own is not None and own.ahead}
 
 
 def test_golden_before_and_after(golden: Callable[[str, str], None]) -> None:
@@ -64,11 +64,18 @@ def test_the_nearest_region_fetches_first_and_those_before_it_the_rest() -> None
     module, _ = planned(classifier(4000))
     found = fetched(module)
     assert len(found) == 2
-    first, second = found.values()
+    (first,), (second,) = found.values()
     assert second.skipped_bytes == 4 * 256, "the bias lies between"
     between = 4 * (128 + 128 * 256 + 256)  # The first layer's bias, and what the second has.
     assert first.skipped_bytes == between + second.fetched_bytes
     assert first.fetched_bytes + second.fetched_bytes <= 4 * 256 * 4000
+
+
+def test_one_region_fetches_for_several_as_long_as_it_is_idle() -> None:
+    module, _ = planned(nn.Sequential(*classifier(512), nn.ReLU(), nn.Linear(512, 512)))
+    *_, (next_one, one_later) = fetched(module).values()
+    assert next_one == Ahead(4 * 256 * 512, 4 * 256)
+    assert one_later.skipped_bytes == next_one.skipped_bytes + next_one.fetched_bytes + 4 * 512
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_what_is_fetched_is_where_the_waiting_kernel_has_its_weights() -> None:
     model = classifier()
     compiled = sepc.compile(model, target="x86-64-v3", example_inputs=(X,), num_threads=1)
     module = compiled.graph_module
-    ((name, ahead), *_) = reversed(fetched(module).items())
+    ((name, (ahead,)), *_) = reversed(fetched(module).items())
     executable = compiled._last().executable
     assert isinstance(executable, Executable)
     own, waiting = (constants_of(executable, one) for one in (name, list(region.regions(module))[-1][0].name))
@@ -131,7 +138,7 @@ def test_results_are_right(halves: bool, threads: int, monkeypatch: pytest.Monke
     x = torch.randn(1, width, 28, 28, generator=torch.Generator().manual_seed(1))
     compiled = sepc.compile(model, target="x86-64-v3", num_threads=threads, example_inputs=(x,))
     tilings = [choice(node).tiling for node, _ in region.regions(compiled.graph_module)]
-    fetching = [one for one in tilings if (blocks := dense_blocks(one)) is not None and blocks.ahead is not None]
+    fetching = [one for one in tilings if (blocks := dense_blocks(one)) is not None and blocks.ahead]
     assert {isinstance(one, StrassenTiling) for one in fetching} == {halves}
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)

@@ -332,19 +332,11 @@ class _Block:
     def _fetch_ahead(self, step: Index, start: Index, steps: int) -> None:
         """Fetch in iteration number `step`, out of so many, of the block at column `start` for later kernels."""
         stage, conv = self.stage, self.stage.convolution
-        if stage.tiling.ahead is None:
-            return
         rows = self.panel * conv.out_height + self.row
         elements, pixels = conv.out_channels * conv.taps * conv.group_in, conv.out_height * conv.out_width
-        share = AheadShare(
-            stage.tiling.ahead,
-            elements,
-            self.panels.total * pixels,
-            rows * conv.out_width,
-            stage.tiling.columns,
-            steps,
-        )
-        share.prefetch(stage.weight, step, start)
+        for ahead in stage.tiling.ahead:
+            visits, first = self.panels.total * pixels, rows * conv.out_width
+            AheadShare(ahead, elements, visits, first, stage.tiling.columns, steps).prefetch(stage.weight, step, start)
 
     def _weights(self, registers: Registers, channel: Index, base: Index) -> list[Expr]:
         """The panel's vectors of weights of one input channel, which are packed at `base`."""

@@ -121,13 +121,12 @@ class Products:
     def _fetch_ahead(self, block: Block, number: Index, steps: int, step: Index) -> None:
         """Fetch in iteration number `step`, out of so many, of a block of a product for later kernels."""
         tiling, product = self.tiling.product, self.product
-        if tiling.ahead is None:
-            return
         products, pixels = self.panels.total * self.tiling.count, product.out_width
         elements = self.tiling.count * product.in_channels * product.out_channels
         first = (block.panel * self.tiling.count + number) * pixels
-        share = AheadShare(tiling.ahead, elements, products * pixels, first, tiling.columns, steps)
-        share.prefetch(self.weight, step, block.start)
+        for ahead in tiling.ahead:
+            share = AheadShare(ahead, elements, products * pixels, first, tiling.columns, steps)
+            share.prefetch(self.weight, step, block.start)
 
     def _step(
         self, registers: Registers, left: Operand, block: Block, product_base: Index, first: Index, channels: int
