@@ -72,10 +72,10 @@ def test_the_nearest_region_fetches_first_and_those_before_it_the_rest() -> None
 
 
 def test_one_region_fetches_for_several_as_long_as_it_is_idle() -> None:
-    module, _ = planned(nn.Sequential(*classifier(512), nn.ReLU(), nn.Linear(512, 512)))
+    module, _ = planned(nn.Sequential(*classifier(1024), nn.ReLU(), nn.Linear(1024, 1024)))
     *_, (next_one, one_later) = fetched(module).values()
-    assert next_one == Ahead(4 * 256 * 512, 4 * 256)
-    assert one_later.skipped_bytes == next_one.skipped_bytes + next_one.fetched_bytes + 4 * 512
+    assert next_one == Ahead(4 * 256 * 1024, 4 * 256)
+    assert one_later.skipped_bytes == next_one.skipped_bytes + next_one.fetched_bytes + 4 * 1024
 
 
 @pytest.mark.parametrize(
