@@ -8,13 +8,14 @@ and, where it is a summand, with what the other summand is off by,
 
 so that errors made earlier are made up for where a layer can. The weight that gives t best from x̂ takes the place of
 the original's, and the form is fitted to that one in the metric of x̂ (`sepc.separable.statistics`,
-`sepc.separable.fit`).
+`sepc.separable.fit`). Layers that stay are fitted as well (`sepc.separable.refit`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx
@@ -24,7 +25,8 @@ from sepc.progress import progress
 from sepc.separable.fit import fit
 from sepc.separable.forms import FORMS
 from sepc.separable.layers import DenseLayer
-from sepc.separable.plan import Replacement
+from sepc.separable.plan import Plan, Replacement
+from sepc.separable.refit import Kept, Weights, refit
 from sepc.separable.statistics import Sampler, Statistics
 from sepc.separable.twins import Pair, Twins
 
@@ -87,17 +89,12 @@ def _unscaled(layer: DenseLayer, factors: Sequence[torch.Tensor]) -> tuple[torch
 
 
 def walk(
-    twins: Twins,
-    layers: Sequence[DenseLayer],
-    visit: Callable[[DenseLayer, Statistics], Replacement | None],
-    seed: int,
+    twins: Twins, layers: Sequence[DenseLayer], visit: Callable[[DenseLayer, Statistics], None], seed: int
 ) -> None:
-    """Give `visit` the moments of each layer in turn; what it returns takes the layer's place for those that follow."""
+    """Give `visit` the moments of each layer in turn, nothing being replaced."""
     generator = torch.Generator().manual_seed(seed)
     for layer in progress(layers, "fits of layers"):
-        found = visit(layer, gather(twins, layer, generator))
-        if found is not None:
-            twins.replace(layer.node, found.build(layer.geometry))
+        visit(layer, gather(twins, layer, generator))
 
 
 def gather(twins: Twins, layer: DenseLayer, generator: torch.Generator) -> Statistics:
@@ -129,13 +126,35 @@ def fit_in_turn(
     options: Mapping[str, Option],
     steps: int,
     seed: int,
-) -> dict[str, Replacement]:
-    """Fit the layers that have an option, in the order in which they run, each to what those before it leave to do."""
+    kept: Sequence[Kept] = (),
+) -> Plan:
+    """Fit the layers that have an option, in the order in which they run, each to what those before it leave to do.
+
+    Those that are `kept`, which have none, are fitted as they are, where something before them was replaced.
+    """
     found: dict[str, Replacement] = {}
+    weights: Weights = {}
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [one for one in layers if one.path in options]
+    for stop in progress(_merged(chosen, kept, graph_module), "fits of layers"):
+        if isinstance(stop, DenseLayer):
+            moments = gather(twins, stop, generator)
+            found[stop.path] = Regression.of(stop, moments, graph_module).fit(options[stop.path], steps, seed)
+            twins.replace(stop.node, found[stop.path].build(stop.geometry))
+        elif twins.differ_at(stop.node):
+            weights |= refit(stop, twins, graph_module, partial(gather, twins, generator=generator), generator)
+    return Plan(found, weights)
 
-    def visit(layer: DenseLayer, moments: Statistics) -> Replacement:
-        found[layer.path] = Regression.of(layer, moments, graph_module).fit(options[layer.path], steps, seed)
-        return found[layer.path]
 
-    walk(twins, [layer for layer in layers if layer.path in options], visit, seed)
-    return found
+def _merged(
+    chosen: Sequence[DenseLayer], kept: Sequence[Kept], graph_module: fx.GraphModule
+) -> list[DenseLayer | Kept]:
+    """All in one order: that of `chosen`, with each of `kept` before the first of them that comes after it."""
+    position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    merged: list[DenseLayer | Kept] = []
+    left = sorted(kept, key=lambda one: position[one.node])
+    for layer in chosen:
+        before = [one for one in left if position[one.node] < position[layer.node]]
+        merged += [*before, layer]
+        left = left[len(before) :]
+    return [*merged, *left]

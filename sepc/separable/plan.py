@@ -51,7 +51,7 @@ class Plan:
 
     Attributes:
         layers: replacements by the names of the modules whose place they take; the others stay.
-        weights: parameters of those others that were trained since, by name.
+        weights: parameters of those others that were fitted or trained since, by name.
     """
 
     layers: Mapping[str, Replacement] = field(default_factory=dict)

@@ -36,13 +36,14 @@ class Separation:
     """The result of `sepc.separate`.
 
     Attributes:
-        model: a copy of the original with layers replaced; the same weights in all others.
+        model: a copy of the original with layers replaced; with calibration data, linear layers and convolutions behind
+            these are fitted anew to make up for them, and all others have the same weights.
         plan: what was replaced by what; `sepc.compile(original, separate=plan)` does it again.
         layers: a row for each convolution that could be replaced, in order.
         left: why each other convolution module could not.
         budget: what was asked for, in words.
         error: of the model's results on the calibration data, relative, as a root of mean squares; not a number
-            without calibration data.
+            without calibration data. On other data it is larger, the more the fewer there were to fit to.
         predicted_us: time of the whole model on the target, before and after.
         measured_us: the same as measured here, compiled by sepc, their ratio being the median of many turns' ratios;
             None where the target does not run here.

@@ -29,6 +29,7 @@ class Statistics:
         covariance: of patches, [groups, I·taps, I·taps].
         cross: of targets with patches, [groups, O, I·taps].
         variance: of targets, summed over channels.
+        count: how many patches they are of, in each group.
     """
 
     patch_mean: torch.Tensor
@@ -36,16 +37,20 @@ class Statistics:
     covariance: torch.Tensor
     cross: torch.Tensor
     variance: float
+    count: int
 
     def metric(self) -> torch.Tensor:
         """The covariance, with something on the diagonal for inputs that are dead in the sample."""
         return self.covariance + METRIC_FLOOR * self._mean_diagonal()
 
-    def best_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """The weight that gives the targets best, W + (G − W S)(S + λ)⁻¹ [O, I, k...]: W where p tells nothing."""
+    def best_weight(self, weight: torch.Tensor, ridge: float = REGRESSION_RIDGE) -> torch.Tensor:
+        """The weight that gives the targets best, W + (G − W S)(S + λ)⁻¹ [O, I, k...]: W where p tells nothing.
+
+        λ is `ridge` times the mean of the diagonal of S.
+        """
         rows = weight.detach().double().reshape(len(self.cross), -1, self.cross.shape[2])
         missing = self.cross - rows @ self.covariance
-        root = torch.linalg.cholesky(self.covariance + REGRESSION_RIDGE * self._mean_diagonal())
+        root = torch.linalg.cholesky(self.covariance + ridge * self._mean_diagonal())
         return (rows + torch.cholesky_solve(missing.transpose(1, 2), root).transpose(1, 2)).reshape(weight.shape)
 
     def bias(self, weight: torch.Tensor) -> torch.Tensor:
@@ -126,7 +131,7 @@ class Sampler:
         cross = products - targets[:, :, None] * patches[:, None]
         variance = self._squares / self._count - float(targets.square().sum())
         patch_shift, target_shift = (one[:, 0].double() for one in self._shifts)
-        return Statistics(patch_shift + patches, target_shift + targets, covariance, cross, variance)
+        return Statistics(patch_shift + patches, target_shift + targets, covariance, cross, variance, self._count)
 
 
 def _tap_indices(geometry: Geometry, size: tuple[int, ...]) -> torch.Tensor:

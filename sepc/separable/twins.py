@@ -28,7 +28,7 @@ class Pair:
     Args:
         graph_module: a captured graph.
         inputs: values of its inputs, of the shapes that were captured.
-        replaced: what the second network has in the place of convolutions.
+        replaced: what the second network has in the place of nodes.
         apart: nodes that the second network computes for itself.
     """
 
@@ -157,8 +157,12 @@ class Twins:
             else:
                 left -= bytes_of_pair
 
+    def differ_at(self, node: fx.Node) -> bool:
+        """Whether the second network computes `node` for itself, as something before it was replaced."""
+        return node in self._apart
+
     def replace(self, node: fx.Node, layer: nn.Module) -> None:
-        """From now on the second network has `layer` in the place of the convolution `node`."""
+        """From now on the second network has `layer` in the place of `node`."""
         self._replaced[node] = layer
         changed, pending = {node}, [node]
         while pending:

@@ -22,6 +22,7 @@ from sepc.separable.calibrated import Option, fit_in_turn, fit_weights
 from sepc.separable.forms import FORMS
 from sepc.separable.layers import DenseLayer, find_layers
 from sepc.separable.plan import Plan
+from sepc.separable.refit import find_kept
 from sepc.separable.twins import KEPT_BYTES, Twins
 from sepc.separation.data import Inputs, Source, held_out, results_of, training_batches
 from sepc.separation.distill import Distillation, distill
@@ -111,7 +112,8 @@ class Job:
             count = self.steps if steps is None else steps
             return Plan({path: fit_weights(by_path[path], one, self.graph, count, self.seed) for path, one in each})
         twins = Twins(self.graph, self.batches, self.kept_bytes)
-        return Plan(fit_in_turn(twins, layers, self.graph, options, self.steps, self.seed))
+        kept = find_kept(self.model, self.graph, {one.path: one for one in self.found[0] if one.path not in options})
+        return fit_in_turn(twins, layers, self.graph, options, self.steps, self.seed, kept)
 
     def distill(self, plan: Plan) -> tuple[Plan, Distillation]:
         """A plan whose model is nearer to the original, by training without labels."""

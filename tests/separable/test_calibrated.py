@@ -33,7 +33,7 @@ def separated(options: dict[str, Option], steps: int = 20) -> tuple[nn.Module, P
     chosen = [one for one in layers if one.path in options]
     plain = Plan({one.path: fit_weights(one, options[one.path], graph_module, steps, SEED) for one in chosen})
     twins = Twins(graph_module, [(one,) for one in batches])
-    return model, plain, Plan(fit_in_turn(twins, layers, graph_module, options, steps, SEED))
+    return model, plain, fit_in_turn(twins, layers, graph_module, options, steps, SEED)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -77,7 +77,7 @@ def test_a_summand_makes_up_for_the_other() -> None:
     errors = []
     for skip in (by_path["3.second"].skip, None):
         own = [ordered[0], replace(ordered[1], skip=skip)]
-        plan = Plan(fit_in_turn(Twins(graph_module, [(one,) for one in batches]), own, graph_module, options, 10, SEED))
+        plan = fit_in_turn(Twins(graph_module, [(one,) for one in batches]), own, graph_module, options, 10, SEED)
         errors.append(error(plan, model, x))
     assert errors[0] < errors[1]
     assert not math.isnan(errors[0])
