@@ -31,6 +31,10 @@ RIDGE_PER_ENTRY: Final = 0.2
 """c: the logits of the VGG at 2 and 4 times the speed are off by 0.076 and 0.132 of their size with λ = 0.1 (d/n is
 0.5), by 0.081 and 0.139 with 0.01, by 0.095 and 0.195 as they were."""
 
+MOST_ENTRIES: Final = 8192
+"""Inputs of an output, from which on a layer stays as it was. VGG16's first linear layer has 25,088: their covariance
+takes 5 GB and minutes, and with some hundred samples hardly anything would change."""
+
 Weights = dict[str, torch.Tensor]
 """Parameters by their names in the model."""
 
@@ -53,7 +57,8 @@ class Kept:
 def find_kept(model: nn.Module, graph_module: fx.GraphModule, layers: Mapping[str, DenseLayer]) -> list[Kept]:
     """The linear layers, and the convolutions among `layers`, in the order in which they run.
 
-    Of those that share no parameter with anything, and have a bias, or a normalisation that has one.
+    Of those that share no parameter with anything, have a bias, or a normalisation that has one, and not too many
+    inputs.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -76,7 +81,13 @@ def find_kept(model: nn.Module, graph_module: fx.GraphModule, layers: Mapping[st
         elif Linear.matches(node) and len(shape(node)) > 1:
             linear = Linear.of(node)
             found.append(Kept(node, named(linear.weight), named(linear.bias), None))
-    return [one for one in found if one.weight and one.bias]
+    return [one for one in found if one.weight and one.bias and _entries(one) <= MOST_ENTRIES]
+
+
+def _entries(kept: Kept) -> int:
+    """Inputs of one output."""
+    geometry = None if kept.dense is None else kept.dense.geometry
+    return shape(Linear.of(kept.node).input)[-1] if geometry is None else geometry.group_inputs * geometry.taps
 
 
 def refit(

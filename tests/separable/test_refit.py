@@ -10,7 +10,7 @@ import sepc
 from sepc.separable.calibrated import Option, fit_in_turn
 from sepc.separable.layers import find_layers
 from sepc.separable.plan import Plan
-from sepc.separable.refit import find_kept
+from sepc.separable.refit import MOST_ENTRIES, find_kept
 from sepc.separable.twins import Twins
 from tests.helpers import with_statistics
 from tests.separable.networks import Block, graph_of, network, smooth_images
@@ -100,6 +100,14 @@ def test_layers_that_share_parameters_or_have_no_bias_stay_as_they_were() -> Non
     model = with_statistics(Shared())
     graph_module = graph_of(model, smooth_images(2))
     assert not find_kept(model, graph_module, {})
+
+
+def test_layers_of_very_many_inputs_stay_as_they_were() -> None:
+    sizes = (MOST_ENTRIES // 64, MOST_ENTRIES // 64 + 1)
+    models = [nn.Sequential(nn.Conv2d(3, size, 3), nn.MaxPool2d(1), nn.Flatten()) for size in sizes]
+    for model, size, count in zip(models, sizes, (1, 0), strict=True):
+        model.append(nn.Linear(64 * size, 2))
+        assert len(find_kept(model, graph_of(model, torch.randn(2, 3, 10, 10)), {})) == count
 
 
 def test_a_linear_layer_over_several_places_is_fitted() -> None:
