@@ -9,12 +9,13 @@ import torch
 from torch import fx, nn
 
 import sepc
+from sepc.backends.regions import lower
 from sepc.cost_model import search
 from sepc.cost_model.ahead import dense_blocks
 from sepc.cost_model.gpu_machine import GpuMachine
 from sepc.cost_model.tiling import Ahead, StrassenTiling
 from sepc.ir import region
-from sepc.passes.choose_tiling import choice
+from sepc.passes.choose_tiling import choice, region_problem
 from sepc.passes.fetch_ahead import FetchAhead
 from sepc.passes.manager import PassContext, PassManager
 from sepc.runtime.executable import Executable
@@ -112,6 +113,18 @@ def test_what_is_fetched_is_where_the_waiting_kernel_has_its_weights() -> None:
     end = own[0] + 4 * 128 * 256
     alignment = 64 * len(own)
     assert 0 <= waiting[0] - (end + ahead.skipped_bytes) <= alignment
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["by products", "plain"])
+def test_the_kernel_of_a_region_that_fetches_ahead_does_so(index: int) -> None:
+    kernels = []
+    for last in ("choose-tiling", "fetch-ahead"):
+        module, _ = passes_until(last, classifier(4000), X)
+        node, graph = list(region.regions(module))[index]
+        (kernel,) = lower(graph, region_problem(node, graph), choice(node).tiling, lanes=8)
+        kernels.append(str(kernel.function))
+    before, after = (text.count("address_of") for text in kernels)
+    assert after > before > 0
 
 
 def constants_of(executable: Executable, name: str) -> list[int]:
