@@ -101,7 +101,8 @@ for _ in range(2):
 
 def test_processes_that_are_forked_share_no_arena() -> None:
     run("""
-(arena,) = fast._last().executable._arenas
+(workspace,) = fast._last().executable._workspaces
+arena = workspace.arena
 before = arena.clone()
 forked(lambda: fast(x + 1) is not None)
 assert torch.equal(arena, before)
@@ -132,7 +133,7 @@ def test_eight_threads_get_right_results_and_as_many_arenas_as_there_are_calls_a
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(calls, range(8)))
-    assert 1 <= len(fast._last().executable._arenas) <= 8
+    assert 1 <= len(fast._last().executable._workspaces) <= 8
 
 
 def test_several_threads_may_compile_models_of_their_own() -> None:

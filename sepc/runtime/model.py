@@ -16,7 +16,7 @@ from sepc.bundle.emulation import require_runner
 from sepc.errors import InputError, SepcError
 from sepc.runtime import artifact
 from sepc.runtime.report import Profile, RegionReport
-from sepc.runtime.signature import Signature, call_key, dense, flatten
+from sepc.runtime.signature import Signature, TensorCall, call_key, dense, flatten
 from sepc.runtime.specialization import Specialization
 from sepc.target import Target
 
@@ -33,6 +33,7 @@ class Model(ABC):
         self._runnable = False  # Not known yet.
         self._specializations: dict[Key, Specialization] = {}
         self._latest: Specialization | None = None
+        self._usual: tuple[TensorCall, Specialization] | None = None  # The last call of tensors alone.
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's result for these arguments.
@@ -41,10 +42,15 @@ class Model(ABC):
         InputError for arguments that do not fit, TargetError where this host cannot run the target, and what
         `sepc.compile` raises when the shapes are new and the model may compile.
         """
+        usual = self._usual
+        if usual is not None and not kwargs and usual[0].fits(self.threads, args):
+            return usual[1].run(args)
         if not self._runnable:
             self._require_runnable()
             self._runnable = True
         specialization, tensors = self._resolve(args, kwargs)
+        if not kwargs and (call := TensorCall.of(self.threads, args, tensors)) is not None:
+            self._usual = call, specialization
         return specialization.run(tensors)
 
     @property

@@ -167,6 +167,25 @@ def test_arenas_are_kept_and_reused() -> None:
     executable = compiled._current().executable
     for _ in range(3):
         compiled(X)
-    assert len(executable._arenas) == 1
-    assert executable._arenas[0].data_ptr() % 64 == 0
-    assert executable._arenas[0].numel() == compiled.arena_bytes
+    assert len(executable._workspaces) == 1
+    assert executable._workspaces[0].arena.data_ptr() % 64 == 0
+    assert executable._workspaces[0].arena.numel() == compiled.arena_bytes
+
+
+class ManyResults(torch.nn.Module):
+    """Results that have their storage for themselves, that share one, and that are a part of one."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y, z = x.relu(), x.sigmoid()
+        return y, z.flatten(), z, (x + 1)[:, 1:], x.exp().transpose(2, 3)
+
+
+def test_results_have_the_strides_and_share_the_memory_that_they_do_in_pytorch() -> None:
+    model = ManyResults().eval()
+    compiled = sepc.compile(model, example_inputs=(X,))
+    for _ in range(2):  # The second call is the usual one.
+        found, expected = compiled(X), model(X)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert [one.stride() for one in found] == [one.stride() for one in expected]
+        assert found[1].data_ptr() == found[2].data_ptr()
+        assert [one.storage_offset() for one in found] == [one.storage_offset() for one in expected]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from sepc.runtime.signature import Constant, Results, dense, flatten
+from sepc.runtime.signature import Constant, Results, TensorCall, dense, flatten
 
 
 def test_plain_tensors_are_flattened_as_pytorch_flattens_them() -> None:
@@ -44,3 +45,46 @@ def test_what_is_dense_in_either_order_of_channels_stays_where_it_is() -> None:
         assert dense(last) is last
         copied = dense(contiguous.transpose(0, -1))
         assert copied.is_contiguous()
+
+
+X = torch.zeros(2, 3, 4, 5)
+USUAL = TensorCall.of(2, (X,), [X])
+
+
+def test_a_call_of_a_tensor_like_the_last_one_is_the_usual_call() -> None:
+    assert USUAL is not None
+    assert USUAL.fits(2, (torch.ones(2, 3, 4, 5),))
+    # A view at an offset has the same strides.
+    assert USUAL.fits(2, (torch.zeros(3, 3, 4, 5)[1:],))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        (X, X),
+        (1,),
+        (X[:1],),
+        (X.double(),),
+        (X.to(memory_format=torch.channels_last),),
+        (X.clone().requires_grad_(),),
+        (torch.complex(X, X).conj().imag,),
+        (X.to_sparse(),),
+        (X.to("meta"),),
+        (torch.nn.Parameter(X),),
+    ],
+    ids=["none", "two", "int", "shape", "type", "strides", "gradient", "negated", "sparse", "device", "subclass"],
+)
+def test_any_other_call_is_not_the_usual_one(args: tuple[object, ...]) -> None:
+    assert USUAL is not None
+    assert not USUAL.fits(2, args)
+    assert USUAL.fits(2, (X,))
+    assert not USUAL.fits(1, (X,))
+
+
+def test_a_call_whose_arguments_are_copied_or_nested_is_never_the_usual_one() -> None:
+    assert TensorCall.of(1, (), []) is None
+    assert TensorCall.of(1, ([X],), [X]) is None
+    assert TensorCall.of(1, (X.mT,), [dense(X.mT)]) is None
+    z = torch.complex(X, X)
+    assert TensorCall.of(1, (z,), [z]) is None
