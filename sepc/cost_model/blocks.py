@@ -34,10 +34,12 @@ accumulators, which take 19.0 ms, where 16 take 16.5 ms.)
 """
 REORDER_WINDOW: Final = 500.0
 """Multiply-adds among which a block's end overlaps with the next one's start (fits: dense 525, lanewise 1330)."""
-EPILOGUE_EXPOSED: Final = 0.75
-"""Part of the epilogue's instructions, at least, that take time of their own: they compete with the multiply-adds.
+EPILOGUE_EXPOSED: Final = 3.0
+"""Part of the epilogue's instructions, at least, that take time of their own, as they compete with the multiply-adds:
+so many times the part of all instructions that multiply-adds can be.
 
-35 regions of MobileNet V1 to V3, EfficientNet-B0 and ConvNeXt on Zen 5: without it, the 90th percentile of error was
+That makes three quarters on Zen 5, and half on Zen 4, which does half as many multiply-adds in as many instructions. 35
+regions of MobileNet V1 to V3, EfficientNet-B0 and ConvNeXt on Zen 5: without it, the 90th percentile of error was
 29 %, blocks with SiLU being predicted up to 40 % too fast; with it 10 %, with all of the epilogue exposed 11 %.
 On cores without units for anything but multiply-adds nothing of it overlaps: measured on Sapphire Rapids, where a
 maximum, a sum or a blend among multiply-adds takes the place of one; products of halves are then chosen less often
@@ -149,24 +151,34 @@ def _segments(conv: Convolution, columns: int) -> tuple[tuple[ColumnSegment, tup
 
 
 @lru_cache(maxsize=4096)
-def dense_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float) -> float:
-    """Cycles of a dense convolution in blocks of that kind, all panels, rows and images."""
+def dense_cycles(
+    conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float, pixel_channels: int | None = None
+) -> float:
+    """Cycles of a dense convolution in blocks of that kind, all panels, rows and images.
+
+    `pixel_channels` says how many channels apart its input's pixels are, where these are more than it reads.
+    """
+    apart = conv.stride[1] * (pixel_channels or conv.in_channels)
     full, rest = divmod(conv.group_out, sum(block.panel))
-    cycles = full * _dense_panel_cycles(conv, block, machine, epilogue_cost) if full else 0.0
+    cycles = full * _dense_panel_cycles(conv, block, machine, epilogue_cost, apart) if full else 0.0
     if rest:
         tail = replace(block, panel=split_lanes(rest, max(block.panel)))
-        cycles += _dense_panel_cycles(conv, tail, machine, epilogue_cost)
+        cycles += _dense_panel_cycles(conv, tail, machine, epilogue_cost, apart)
     return cycles * conv.images * conv.groups
 
 
-def _dense_panel_cycles(conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float) -> float:
+def _dense_panel_cycles(
+    conv: Convolution, block: RegisterBlock, machine: Machine, epilogue_cost: float, apart: int
+) -> float:
+    """Cycles of all blocks of one panel, whose columns' inputs are so many channels `apart`."""
+    cache_lines = set_lines(apart, machine.levels[0].size_bytes, conv.element)
     row_uses, total = _row_uses(conv), 0.0
     sums = sum(runs for _, runs, _ in conv.row_sums) if conv.sums_in_blocks else 0
     for segment, valid, _ in _segments(conv, block.columns):
         per_tap_row, multiplies = 0.0, 0.0
         for valid_columns in valid:
             used = replace(block, columns=valid_columns)
-            evicted = _evicted_lines(conv, valid_columns, machine)
+            evicted = max(0, valid_columns - cache_lines)
             iteration = _dense_iteration_cycles(used, machine, conv.element, evicted)
             per_tap_row += conv.group_in * iteration + REDUCTION_LOOP_CYCLES
             multiplies += conv.group_in * used.accumulators
@@ -211,19 +223,13 @@ def _unrolls(conv: Convolution, block: RegisterBlock, machine: Machine) -> bool:
     return conv.group_in * instructions < UNROLLED_INSTRUCTIONS
 
 
-def _evicted_lines(conv: Convolution, columns: int, machine: Machine) -> int:
-    """Lines of so many columns' inputs that the first-level cache cannot keep until their next channel is read.
-
-    Pixels of a power of two of bytes begin in the same few of its sets: with 1024 channels of float32 all in one.
-    """
-    return max(0, columns - set_lines(conv.stride[1] * conv.in_channels, machine.levels[0].size_bytes, conv.element))
-
-
 @lru_cache(maxsize=4096)
 def _dense_iteration_cycles(block: RegisterBlock, machine: Machine, element: Element, evicted_lines: int) -> float:
     """One input channel: a vector of weights per panel vector, an input value per column, broadcast or by element.
 
-    So many of the columns' lines come from the second-level cache.
+    So many of the columns' lines come from the second-level cache, as the first one cannot keep them until their next
+    channel is read: pixels of a power of two of bytes begin in the same few of its sets, with 1024 channels of float32
+    all in one.
     """
     columns, panel = block.columns, block.panel
     groups = [(lanes, group) for lanes in panel for group in block.column_groups(lanes)]
@@ -257,7 +263,8 @@ def ends_cycles(vectors: int, machine: Machine, epilogue_cost: float, multiplies
     stores = vectors / machine.stores_per_cycle
     epilogue = vectors * epilogue_cost / machine.fma_per_cycle
     exposed = _exposed(multiplies)
-    epilogue_exposed = max(exposed, EPILOGUE_EXPOSED) if machine.selects_per_cycle > 0 else 1.0
+    least = EPILOGUE_EXPOSED * machine.multiply_add_share
+    epilogue_exposed = max(exposed, least) if machine.selects_per_cycle > 0 else 1.0
     return BLOCK_CYCLES + exposed * stores + epilogue_exposed * epilogue
 
 

