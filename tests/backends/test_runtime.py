@@ -183,9 +183,21 @@ class ManyResults(torch.nn.Module):
 def test_results_have_the_strides_and_share_the_memory_that_they_do_in_pytorch() -> None:
     model = ManyResults().eval()
     compiled = sepc.compile(model, example_inputs=(X,))
+    whole = [isinstance(one, int) for one in compiled._current().executable._results]
+    assert whole == [True, False, False, False, True]
     for _ in range(2):  # The second call is the usual one.
         found, expected = compiled(X), model(X)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert [one.stride() for one in found] == [one.stride() for one in expected]
         assert found[1].data_ptr() == found[2].data_ptr()
         assert [one.storage_offset() for one in found] == [one.storage_offset() for one in expected]
+
+
+def test_a_call_like_the_last_one_is_not_looked_up_again() -> None:
+    compiled = mixed()
+    expected = compiled(X)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_resolve", None)
+        assert torch.equal(compiled(X.clone()), expected)
+        with pytest.raises(TypeError):
+            compiled(X.to(memory_format=torch.channels_last))
