@@ -136,7 +136,7 @@ def test_no_memory_for_a_result_is_an_error_too(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(executable.torch, "empty", refuse)
+        patch.setattr(executable.torch, "empty_strided", refuse)
         with pytest.raises(sepc.OutOfMemoryError, match="DefaultCPUAllocator"):
             compiled(X)
     assert compiled(X).shape == (2, 4, 4, 4)
