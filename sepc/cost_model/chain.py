@@ -120,9 +120,10 @@ def _external(chain: Chain, tiling: ChainTiling, own_tasks: int, operand_bytes: 
     # All that an elementwise link reads are operands.
     row = 0 if isinstance(first, Map) else first.in_width * first.in_channels
     return Footprint(
-        first.element.size_bytes * images * in_rows * row + share * operand_bytes,
+        first.element.size_bytes * images * in_rows * row,
         sum(streamed_footprint(link).weights for link in chain.links),
         last.element.size_bytes * out_rows * last.out_width * last.out_channels,
+        share * operand_bytes,
     )
 
 
@@ -194,6 +195,7 @@ def _into_cache(turn: _Turn, turns: int, external: Footprint, capacity: float, f
         external.activations + turns * activations,
         turns * weights,
         external.results + turns * results,
+        external.operands,
         read_strips=max(turns * read_strips, unforeseen_reads),
         written_strips=max(turns * written_strips, unforeseen_writes),
     )

@@ -198,7 +198,7 @@ class _TiledGrid:
         """
         nest = self.walked.nest(self.operand_bytes)
         moved = nest.into_cache(self.problem.machine.l2_kib * KIB)
-        return moved.activations + max(moved.weights, nest.footprints[0].weights) + moved.results
+        return moved.tensors + max(moved.weights, nest.footprints[0].weights)
 
     def l2_bytes(self, tiling: GpuTiling, tiles: Sequence[Tile], resident: int) -> float:
         """Bytes between the second level and the blocks, of which each multiprocessor holds `resident`."""

@@ -90,8 +90,7 @@ def predict_tasks(
 
 def _cost(flops: int, tasks: int, instructions: float, whole: Footprint, scattered: float, machine: GpuMachine) -> Cost:
     """The cost of so many tasks of so many instructions, which touch `whole` together."""
-    activations = whole.activations + whole.results
-    l2_bytes = scattered * activations + whole.weights
+    l2_bytes = scattered * whole.tensors + whole.weights
     grid = Grid(ceil_div(tasks, THREADS), machine.resident_blocks(THREADS, REGISTERS, 0), machine)
     return cost_of_blocks(flops, grid, THREADS, instructions, whole, l2_bytes)
 
@@ -121,7 +120,7 @@ def cost_of_blocks(
     latency = MISS_CYCLES + CYCLES_PER_INSTRUCTION * executed + waiting_cycles
     work = BlockWork(warps * executed / SCHEDULERS, 0.0, warps * instructions / 2, latency)
     missing = missing_part(whole.total / (machine.l2_kib * 1024))
-    moved = Moved(l2_bytes, missing * (whole.activations + whole.results) + whole.weights)
+    moved = Moved(l2_bytes, missing * whole.tensors + whole.weights)
     return grid.cost(flops, work, moved, whole.total)
 
 

@@ -105,7 +105,8 @@ def time_of(
     """
     times = {"compute": cycles}
     for level, footprint in zip(machine.levels[1:], fetched, strict=True):
-        streamed = max(0.0, footprint.activations - footprint.read_strips) + footprint.weights
+        read = footprint.activations + footprint.operands
+        streamed = max(0.0, read - footprint.read_strips) + footprint.weights
         reads = level.read_cycles(streamed, footprint.read_strips, threads)
         written = max(0.0, footprint.results - footprint.written_strips)
         times[level.name] = reads + level.write_cycles(written, footprint.written_strips, threads)

@@ -35,7 +35,8 @@ class Extents(NamedTuple):
 
 
 class Footprint(NamedTuple):
-    """Bytes of the operands of a stage: `activations` and `weights` are read, `results` are written.
+    """Bytes of the operands of a stage: `activations` and `weights` are read, `results` are written, and `operands` are
+    what the elementwise operators that follow read, where they compute results.
 
     `set_share` is the part of a first-level cache's sets that the activations can fall into; `read_strips` and
     `written_strips` are those of the activations and results of which only some channels of each pixel are touched. (A
@@ -45,6 +46,7 @@ class Footprint(NamedTuple):
     activations: float
     weights: float
     results: float
+    operands: float = 0.0
     set_share: float = 1.0
     read_strips: float = 0.0
     written_strips: float = 0.0
@@ -52,12 +54,17 @@ class Footprint(NamedTuple):
     @property
     def total(self) -> float:
         """All of them."""
-        return self.activations + self.weights + self.results
+        return self.tensors + self.weights
+
+    @property
+    def tensors(self) -> float:
+        """All but the weights."""
+        return self.activations + self.results + self.operands
 
     @property
     def occupied(self) -> float:
         """Bytes of a first-level cache that they need, as the activations fall into `set_share` of its sets only."""
-        return self.activations / self.set_share + self.weights + self.results
+        return self.activations / self.set_share + self.weights + self.results + self.operands
 
 
 Loop = tuple[str, int, int]  # axis, trips, elements of the axis that one trip covers
@@ -200,7 +207,7 @@ def _lanewise_loops(conv: Convolution, tiling: LaneTiling, lanes: int) -> tuple[
         written = _pixels(conv, e) * run_bytes(channels, conv.out_channels, conv.element)
         sets = set_share(channels, conv.out_channels, conv.element)
         strips = (read, written) if channels < conv.out_channels else (0.0, 0.0)
-        return Footprint(read, conv.element.size_bytes * weights, written, sets, *strips)
+        return Footprint(read, conv.element.size_bytes * weights, written, 0.0, sets, *strips)
 
     return loops, Extents(columns=columns, channels=width, tap_columns=conv.kernel[1]), measure
 
@@ -230,7 +237,7 @@ def _pooling_loops(pool: Pooling, tiling: LaneTiling, lanes: int) -> tuple[list[
         in_images = e.batch * pool.depth.in_planes / pool.depth.out_planes if pool.depth else e.batch
         read, written = in_images * in_rows * in_columns * run, e.batch * out_rows * e.columns * run
         strips = (read, written) if channels < pool.channels else (0.0, 0.0)
-        return Footprint(read, 0, written, set_share(channels, pool.channels, pool.element), *strips)
+        return Footprint(read, 0, written, 0.0, set_share(channels, pool.channels, pool.element), *strips)
 
     return loops, Extents(channels=width), measure
 
@@ -315,4 +322,4 @@ def streamed_footprint(stage: Stage, operand_bytes: int = 0) -> Footprint:
             read, weights = results, 2 * size * stage.channels
         case Map():
             read = 0 if operand_bytes else results
-    return Footprint(read + operand_bytes, weights, results)
+    return Footprint(read, weights, results, operand_bytes)

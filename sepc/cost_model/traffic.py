@@ -39,9 +39,10 @@ Depthwise layers of MobileNet V1 on Zen 5: with 0, layers of 1.6 to 3.2 MB that 
 """
 
 
-OPERANDS: Final = 3
-"""The first fields of a footprint: activations, weights, results."""
-RESULTS: Final = 2
+OPERANDS: Final = 4
+"""The first fields of a footprint: activations, weights, results, and what the epilogue reads."""
+FIRST_AT_THE_END: Final = 2
+"""From this one on they are touched once all has been added up."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Nest:
         if sizes[0] <= 1:
             return Footprint(0.0, 0.0, 0.0)
         loops = [index for index, trips in enumerate(self.trips) if trips > 1]
-        activations, weights, results = (
+        activations, weights, results, operands = (
             self._operand(operand, loops, sizes, capacity_bytes) for operand in range(OPERANDS)
         )
         read_strips = written_strips = 0.0
@@ -81,8 +82,9 @@ class Nest:
                 read_strips = max(least, missing_part(sizes[index])) * activations
             if inside.written_strips and not around.written_strips:
                 written_strips = max(least, missing_part(sizes[index])) * results
+        read_strips = min(read_strips, activations) + (written_strips / results * operands if results else 0.0)
         return Footprint(
-            activations, weights, results, read_strips=min(read_strips, activations), written_strips=written_strips
+            activations, weights, results, operands, read_strips=read_strips, written_strips=written_strips
         )
 
     def _operand(self, operand: int, loops: list[int], sizes: list[float], capacity_bytes: float) -> float:
@@ -94,7 +96,7 @@ class Nest:
         """
         footprints = self.footprints
         # The body streams through what it reads; its results wait in registers until all has been added to them.
-        missing = missing_part(sizes[-1]) if operand != RESULTS else 0.0
+        missing = missing_part(sizes[-1]) if operand < FIRST_AT_THE_END else 0.0
         moved, inside = footprints[-1][operand], -1
         for index in reversed(loops):
             after, before = footprints[index + 1][operand], footprints[index][operand]
@@ -137,7 +139,7 @@ def nest_of(stage: Stage, tiling: Tiling, lanes: int, threads: int, operand_byte
     found = loops_of(stage, tiling, lanes)
     if found is None:
         whole = streamed_footprint(stage, operand_bytes)
-        own = Footprint(share * whole.activations, whole.weights, share * whole.results)
+        own = Footprint(share * whole.activations, whole.weights, share * whole.results, share * whole.operands)
         return Nest((), (own,), tasks, share)
     return _own_nest(counts, own_tasks, share, *found, operand_bytes / max(1, results_bytes(stage)))
 
@@ -163,8 +165,7 @@ def _own_nest(
 
     def footprint() -> Footprint:
         touched = measure(extents)
-        extra = operand_per_result_byte * touched.results
-        return touched._replace(activations=touched.activations + extra) if extra else touched
+        return touched._replace(operands=operand_per_result_byte * touched.results)
 
     footprints = [footprint()]
     for (axis, _, step), trip in zip(reversed(loops), reversed(trips), strict=True):

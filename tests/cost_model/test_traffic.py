@@ -42,6 +42,16 @@ def test_pointwise_rereads_the_input_per_panel_or_the_weights_per_column_tile() 
     assert fetched.activations == 3 * 120 * 64 * 4
 
 
+def test_what_the_epilogue_reads_does_not_change_how_often_the_input_is_read() -> None:
+    # Where one panel and the next do not fit beside the input, the input is read again by each panel, sum or not.
+    tiling, capacity = DenseTiling(12, (16, 16), 1, 10, 3), 120 * (64 + 32) * 4 + 32 * 64 * 4
+    plain = nest_of(POINTWISE, tiling, LANES, 1).into_cache(capacity)
+    with_sum = nest_of(POINTWISE, tiling, LANES, 1, operand_bytes=120 * 96 * 4).into_cache(capacity + 120 * 32 * 4)
+    assert plain.activations == with_sum.activations == 3 * 120 * 64 * 4
+    assert (plain.operands, with_sum.operands) == (0, 120 * 96 * 4)
+    assert with_sum.results == plain.results
+
+
 def test_depthwise_rereads_the_halo_per_row_tile() -> None:
     nest = nest_of(DEPTHWISE, LaneTiling(8, 1, 8, 3), LANES, 1)
     strip = (10 * 32 + 8 * 32) * 16 * 4 + 9 * 16 * 4  # input and output of one channel group of a task
