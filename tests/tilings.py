@@ -5,23 +5,38 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 import pytest
 
 from sepc.cost_model import interleaved, planner, search
 from sepc.cost_model.chain import choose_chain, stage_blocks
 from sepc.cost_model.search import Choice
-from sepc.cost_model.tiling import ChainTiling, Tiling
+from sepc.cost_model.tiling import ChainTiling, DenseTiling, Tensor, Tiling
 from sepc.ir.stage import Chain
 from sepc.passes import fuse
+
+FETCHED: Final[tuple[tuple[Tensor, ...], ...]] = ((), ("input",), ("operands", "results"), ("input", "results"))
+
+TilingT = TypeVar("TilingT", bound=Tiling)
 
 
 @contextmanager
 def any_tiling(seed: int) -> Iterator[None]:
     """Tilings of stages are drawn at random from all that are legal."""
-    with tilings(random.Random(seed).choice):
+    generator = random.Random(seed)
+
+    def draw(candidates: list[Tiling]) -> Tiling:
+        return _fetching(generator.choice(candidates), generator)
+
+    with tilings(draw):
         yield
+
+
+def _fetching(tiling: TilingT, generator: random.Random) -> TilingT:
+    """`tiling` with any tensors fetched, if it can fetch some."""
+    return replace(tiling, fetched=generator.choice(FETCHED)) if isinstance(tiling, DenseTiling) else tiling
 
 
 @contextmanager
@@ -52,7 +67,7 @@ def any_chain(seed: int) -> Iterator[None]:
 
     def choose(chain: Chain, machine: search.Machine, threads: int, **costs: Any) -> Choice:
         chosen = choose_chain(chain, machine, threads, **costs)
-        blocks = tuple(generator.choice(stage_blocks(link, machine)) for link in chain.links)
+        blocks = tuple(_fetching(generator.choice(stage_blocks(link, machine)), generator) for link in chain.links)
         rows = generator.randint(1, chain.links[-1].out_height)
         return Choice(ChainTiling(blocks, rows, generator.randint(1, rows)), chosen.cost)
 

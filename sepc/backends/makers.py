@@ -104,7 +104,8 @@ def _plain_maker(
         weights, biases = frame.buffers[name], frame.buffers.get(bias)
         if isinstance(tiling, LaneTiling):
             return lanewise.LanewiseStage(conv, tiling, lanes, read, weights, biases, sink.finish)
-        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, frame.one, turn_rows)
+        fetched = sink.fetched(tiling.fetched)
+        return dense.DenseStage(conv, tiling, read, weights, biases, sink.finish, frame.one, turn_rows, fetched)
 
     return make
 

@@ -9,8 +9,10 @@ from torch import fx
 from tvm.tirx.script.builder import ir as T
 
 from sepc.backends.stages.elementwise import Expression
+from sepc.backends.stages.fetching import Fetched
 from sepc.backends.stages.row_means import RowMeans
 from sepc.backends.stages.vector import Expr, Index, Operand, cast, lanes_of, transpose
+from sepc.cost_model.tiling import Tensor
 from sepc.ir import ops
 from sepc.ir.convolution import Convolution
 from sepc.ir.problem import Problem, Strides
@@ -47,6 +49,12 @@ class Sink:
     expression: Expression
     write: Operand
     means: RowMeans | None = None
+
+    def fetched(self, tensors: Sequence[Tensor]) -> list[Fetched]:
+        """Those of `tensors` that this reads and writes."""
+        operands = self.expression.operands.values() if "operands" in tensors else ()
+        results = [Fetched(self.write, write=True)] if "results" in tensors else []
+        return [*map(Fetched, operands), *results]
 
     def finish(self, position: Sequence[Index], value: Expr) -> None:
         """Take a finished vector of the anchor at `position`."""

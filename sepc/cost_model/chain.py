@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from sepc.cost_model.cycles import compute_cycles
+from sepc.cost_model.distant import with_fetches
 from sepc.cost_model.latency import TASK_CYCLES, Cost, time_of
 from sepc.cost_model.loops import Footprint, streamed_footprint
 from sepc.cost_model.machine import Machine
@@ -52,11 +53,19 @@ def choose_chain(
     counts = sorted({1, *(threads * factor for factor in (1, 2, 3, 4))})
     rows = sorted({ceil_div(height, count) for count in counts if count <= height}, reverse=True)
     tilings = [ChainTiling(blocks, row, step) for row in rows for step in window_steps(row, objective)]
-    choices = [
-        Choice(tiling, predict_chain(chain, tiling, machine, threads, epilogue_costs, operand_bytes))
-        for tiling in tilings
+    costs = [predict_chain(chain, tiling, machine, threads, epilogue_costs, operand_bytes) for tiling in tilings]
+    cost, tiling = min(zip(costs, tilings, strict=True), key=lambda one: one[0].time_us)
+    return Choice(_with_fetches(chain, tiling, machine, threads, operand_bytes), cost)
+
+
+def _with_fetches(chain: Chain, tiling: ChainTiling, machine: Machine, threads: int, operand_bytes: int) -> ChainTiling:
+    """`tiling` with what its first link fetches of the chain's input, and its last one of the results."""
+    last = len(chain.links) - 1
+    links = [
+        with_fetches(block, link, machine, threads, operand_bytes=operand_bytes, reads=index == 0, writes=index == last)
+        for index, (link, block) in enumerate(zip(chain.links, tiling.links, strict=True))
     ]
-    return min(choices, key=lambda choice: choice.cost.time_us)
+    return replace(tiling, links=tuple(links))
 
 
 def window_steps(rows: int, objective: Objective = "time") -> list[int]:

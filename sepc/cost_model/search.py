@@ -13,6 +13,7 @@ from typing import Final
 
 from sepc.cost_model.blocks import is_tight
 from sepc.cost_model.cycles import compute_cycles
+from sepc.cost_model.distant import with_fetches
 from sepc.cost_model.latency import Cost, predict
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.tiling import (
@@ -107,7 +108,9 @@ def choose(
         for tiling in task_sizes(stage, block, machine, threads)
     ]
     chosen = min(choices, key=lambda one: one.cost.time_us * (1.0 if _is_plain(one.tiling) else LEAST_GAIN))
-    return replace(chosen, others=_best_of_others(chosen, choices))
+    fetches = partial(with_fetches, stage=stage, machine=machine, threads=threads, operand_bytes=operand_bytes)
+    others = tuple(replace(one, tiling=fetches(one.tiling)) for one in _best_of_others(chosen, choices))
+    return replace(chosen, tiling=fetches(chosen.tiling), others=others)
 
 
 def _best_of_others(chosen: Choice, choices: Sequence[Choice]) -> tuple[Choice, ...]:

@@ -14,6 +14,8 @@ from sepc.ir.element import FLOAT32
 Narrow = Literal["alone", "in pairs", "widened"]
 """What registers hold of a panel's vectors that are narrower than its others: one vector, those of two columns side by
 side, or one vector over and over, so that all multiply-adds are of full width."""
+Tensor = Literal["input", "operands", "results"]
+"""What a block reads and writes beside weights; operands are what the epilogue reads."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class DenseTiling:
         step_channels: input channels of a column that one load brings, a vector of them where it is more than one;
             multiply-adds are then by an element of that.
         ahead: what it fetches for later kernels.
+        fetched: the tensors of which a block fetches lines: the next block's of the input, its own of the others.
     """
 
     columns: int
@@ -106,6 +109,7 @@ class DenseTiling:
     narrow: Narrow = "alone"
     step_channels: int = 1
     ahead: tuple[Ahead, ...] = ()
+    fetched: tuple[Tensor, ...] = ()
 
     @property
     def block(self) -> RegisterBlock:
@@ -119,7 +123,9 @@ class DenseTiling:
         if self.step_channels > 1:
             panel += f", {self.step_channels} inputs a load"
         task = f"{self.rows} rows × {self.blocks} blocks × {self.panels} panels"
-        return ", ".join((f"registers {self.columns}×({panel}), task {task}", *map(str, self.ahead)))
+        head = f"registers {self.columns}×({panel}), task {task}"
+        fetched = (f"fetching {' and '.join(self.fetched)}",) if self.fetched else ()
+        return ", ".join((head, *fetched, *map(str, self.ahead)))
 
 
 @dataclass(frozen=True)

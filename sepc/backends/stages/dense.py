@@ -10,7 +10,7 @@ generated, so that border blocks simply do not contain the taps that fall outsid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ import numpy as np
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from sepc.backends.stages.fetching import AheadShare, Visit, WeightShare
+from sepc.backends.stages.fetching import AheadShare, Fetched, PixelShare, Visit, WeightShare
 from sepc.backends.stages.kernel import Frame, count_below, loop, tile_span, when
 from sepc.backends.stages.registers import Registers
 from sepc.backends.stages.vector import (
@@ -122,6 +122,7 @@ class DenseStage:
         bias: flat buffer of output channels, or None. sink: what becomes of finished vectors.
         one: `Frame.one`.
         turn_rows: how many rows `emit_rows` is asked for at a time, about.
+        fetched: the tensors of which a block fetches the lines that its own results need.
         factor: instead of packed weights, a tensor over (batch, row, input channel, output channel).
     """
 
@@ -133,6 +134,7 @@ class DenseStage:
     sink: Sink
     one: Expr
     turn_rows: int = 1
+    fetched: Sequence[Fetched] = ()
     factor: Operand | None = None
 
     def emit(self, frame: Frame) -> None:
@@ -319,6 +321,7 @@ class _Block:
             share = WeightShare(self.visit, stage.tiling.columns, width * reduction, steps, panel_base)
             share.prefetch(stage.weight, row // self._step_channels, start)
             self._fetch_ahead(row // self._step_channels, start, steps)
+            self._fetch_tensors(row // self._step_channels, start, steps)
         inputs: list[list[Expr] | None] = []
         for index, is_valid in enumerate(valid):
             in_column = (start + index) * conv.stride[1] - conv.padding[1] + tap * conv.dilation[1]
@@ -337,6 +340,21 @@ class _Block:
         for ahead in stage.tiling.ahead:
             visits, first = self.panels.total * pixels, rows * conv.out_width
             AheadShare(ahead, elements, visits, first, stage.tiling.columns, steps).prefetch(stage.weight, step, start)
+
+    def _fetch_tensors(self, step: Index, start: Index, steps: int) -> None:
+        """Fetch in iteration number `step`, out of so many, of the block at column `start` what its results need, and
+        what the next block reads: of a pointwise convolution, so that this is the next pixels.
+        """
+        stage, conv, columns = self.stage, self.stage.convolution, self.stage.tiling.columns
+        width = sum(self.widths)
+        own = (*self.image, self.row, start, self.group * conv.group_out + self.panel * sum(self.panels.widths))
+        shares = [PixelShare(one, own, columns, width, steps) for one in stage.fetched]
+        if "input" in stage.tiling.fetched:
+            apart = conv.stride[1]
+            following = (*self.image, self.row * conv.stride[0], (start + columns) * apart, 0)
+            shares.append(PixelShare(Fetched(stage.source), following, columns, conv.in_channels, steps, apart))
+        for share in shares:
+            share.prefetch(step)
 
     def _weights(self, registers: Registers, channel: Index, base: Index) -> list[Expr]:
         """The panel's vectors of weights of one input channel, which are packed at `base`."""

@@ -1,10 +1,12 @@
-"""Which weights a block fetches while it runs: a little of the next panel, and of what later kernels wait for."""
+"""What a block fetches while it runs, bit by bit: the next panel's weights, those of later kernels, and tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sepc.backends.stages.vector import Expr, Index, element_bytes, line_elements, prefetch
+from tvm import tirx
+
+from sepc.backends.stages.vector import Expr, Index, Operand, element_bytes, line_elements, prefetch
 from sepc.cost_model.tiling import Ahead
 from sepc.ir.arithmetic import ceil_div
 
@@ -91,3 +93,50 @@ class AheadShare:
         first = self.elements + self.ahead.skipped_bytes // size + (self.first + start) * per_pixel
         for line in range(0, per_step, line_elements(weight)):
             prefetch(weight, first + step * per_step + line, outer=True)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A tensor of which blocks fetch their lines, for reading or to `write` them."""
+
+    operand: Operand
+    write: bool = False
+
+
+@dataclass(frozen=True)
+class PixelShare:
+    """Lines of a tensor's pixels that a block fetches, evenly over its steps; nothing where channels lie apart.
+
+    Attributes:
+        fetched: the tensor. position: of the first pixel and channel, along the dimensions of the tensor.
+        pixels: how many pixels, so many columns `apart`. channels: of each of them.
+        steps: innermost iterations of a block.
+    """
+
+    fetched: Fetched
+    position: tuple[Index, ...]
+    pixels: int
+    channels: int
+    steps: int
+    apart: int = 1
+
+    def prefetch(self, step: Index) -> None:
+        """Fetch in iteration number `step`."""
+        operand, line = self.fetched.operand, line_elements(self.fetched.operand.buffer)
+        if not operand.is_by_pixels:
+            return
+        per_pixel = ceil_div(self.channels, line)
+        lines = self.pixels * per_pixel
+        per_step = ceil_div(lines, self.steps)
+        *outer, column, channel = self.position
+        for extra in range(per_step):
+            # Fewer lines than steps: each of them several times, as a loop without branches has it.
+            number = step * per_step + extra if per_step > 1 else _quotient(step * lines, self.steps)
+            pixel = _quotient(number, per_pixel)
+            first = channel + (number - pixel * per_pixel) * line
+            place = (*outer, column + pixel * self.apart, first)
+            operand.prefetch(place, 1, write=self.fetched.write)
+
+
+def _quotient(dividend: Index, divisor: int) -> Index:
+    return dividend // divisor if isinstance(dividend, int) else tirx.truncdiv(dividend, divisor)

@@ -113,10 +113,15 @@ class Operand:
         """The same along the last dimension, converted to float32."""
         return cast(self.load(position, lanes), "float32")
 
-    def prefetch(self, position: Sequence[Index], elements: int) -> None:
-        """Have `elements` neighbours along the last iteration dimension, from `position` on, fetched."""
+    def prefetch(self, position: Sequence[Index], elements: int, *, write: bool = False) -> None:
+        """Have `elements` neighbours along the last iteration dimension, from `position` on, fetched, or to write."""
         for element in range(0, elements, line_elements(self.buffer)):
-            prefetch(self.buffer, self.at(position) + element)
+            prefetch(self.buffer, self.at(position) + element, write=write)
+
+    @property
+    def is_by_pixels(self) -> bool:
+        """Whether it has channels side by side, and those of other pixels elsewhere."""
+        return self.strides[-1] == 1 and self.strides[-2] > 1
 
     def store(self, position: Sequence[Index], value: Expr, axis: int = -1) -> None:
         """Write the lanes of `value` along iteration dimension `axis`, starting at `position`."""
@@ -129,7 +134,7 @@ class Ring(Operand):
 
     rows: int = 1
 
-    def prefetch(self, position: Sequence[Index], elements: int) -> None:
+    def prefetch(self, position: Sequence[Index], elements: int, *, write: bool = False) -> None:
         """Nothing: its rows are in the caches."""
 
     def at(self, position: Sequence[Index]) -> Index:
@@ -139,13 +144,14 @@ class Ring(Operand):
         return super().at((0, wrapped, *rest))
 
 
-def prefetch(buffer: Expr, index: Index, *, outer: bool = False) -> None:
+def prefetch(buffer: Expr, index: Index, *, outer: bool = False, write: bool = False) -> None:
     """Have the cache line of element `index` of `buffer` fetched; an index past the end does no harm.
 
-    Into all cache levels; or into the `outer` ones, not the first.
+    Into all cache levels; or into the `outer` ones, not the first. To `write` it, or read.
     """
-    # Operands: for reading, the locality, data.
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), 0, 2 if outer else 3, 1))
+    # Operands: whether for writing, the locality, data.
+    where, locality = T.address_of(buffer[index]), 2 if outer else 3
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", where, int(write), locality, 1))
 
 
 def transpose(rows: Sequence[Expr]) -> list[Expr]:
