@@ -45,6 +45,19 @@ def task_counts(stage: Stage, tiling: Tiling, lanes: int) -> tuple[int, ...]:
     return tuple(ceil_div(extent, tile) for extent, tile in task_tiles(stage, tiling, lanes))
 
 
+def shares_rows(stage: Stage, tiling: Tiling, lanes: int, threads: int) -> bool:
+    """Whether each of `threads` threads computes some rows or columns of the images, with all of their channels.
+
+    Threads take runs of tasks, of which those that differ in channels alone follow each other.
+    """
+    counts = task_counts(stage, tiling, lanes)
+    if not isinstance(stage, Convolution | Pooling):
+        return True
+    if isinstance(stage, Convolution) and stage.groups > 1 and not isinstance(tiling, LaneTiling):
+        return counts[0] >= threads
+    return counts[-1] == 1 or math.prod(counts[:-1]) >= threads
+
+
 MOST_COUNTED_TASKS: Final = 64
 
 

@@ -12,7 +12,7 @@ import pytest
 from sepc.cost_model.cycles import compute_cycles
 from sepc.cost_model.machine import Machine
 from sepc.cost_model.search import candidates, choose, predict
-from sepc.cost_model.tasks import task_counts
+from sepc.cost_model.tasks import shares_rows, task_counts
 from sepc.cost_model.tiling import DenseTiling, LaneTiling, ProductTiling, RowTiling, StrassenTiling, WinogradTiling
 from sepc.ir.convolution import Convolution
 from sepc.ir.stage import Map, Normalization, Pooling, Stage
@@ -165,6 +165,18 @@ def test_threads_are_loaded_evenly(threads: int) -> None:
         tiling = choose(stage, ZEN5, threads).tiling
         tasks = math.prod(task_counts(stage, tiling, ZEN5.vector_lanes))
         assert -(-tasks // threads) * threads <= 1.35 * tasks
+
+
+def test_threads_share_rows_where_channels_would_have_them_read_what_others_have_computed() -> None:
+    for stage in (_pointwise(784, 192, 192), _depthwise(28, 192)):
+        tiling = choose(stage, ZEN5, 2, mixing="nothing").tiling
+        assert shares_rows(stage, tiling, ZEN5.lanes(stage.element), 2)
+
+
+def test_threads_share_channels_where_they_would_read_more_weights_otherwise() -> None:
+    stage = _pointwise(49, 320, 1280)
+    tiling = choose(stage, ZEN5, 2).tiling
+    assert not shares_rows(stage, tiling, ZEN5.lanes(stage.element), 2)
 
 
 def test_a_network_is_planned_within_a_second() -> None:
